@@ -1,0 +1,1 @@
+"""The hub command: everything on one machine, and the operator's tool."""

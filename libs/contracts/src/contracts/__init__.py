@@ -1,0 +1,1 @@
+"""What crosses a process border: subjects, messages, money, ids, error codes."""

@@ -1,0 +1,81 @@
+"""The dispatch message: one call from a gateway to one provider-router, and its cancellation.
+
+Payload = header length (u32, big-endian), the header as JSON, then the client's body, raw. The header travels in
+the payload because nats-py reads NATS headers with the e-mail parser, which costs more than all else in the message.
+"""
+
+import struct
+from typing import Final
+
+import msgspec
+
+from contracts.usage import Candidate
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a router must know beside the body."""
+
+    call_id: str
+    epoch: int
+    number: int
+    """The gateway's own number of the call; frames carry it."""
+    gateway: str
+    """Process id of the gateway; frames go to its inbox."""
+    account: str
+    kind: str
+    dialect: str
+    """The form the client speaks and reads: `openai`."""
+    stream: bool
+    deadline_ms: int
+    """Unix milliseconds after which nobody waits for the answer."""
+    candidates: tuple[Candidate, ...]
+    """In order of preference; rates frozen at admission."""
+    hold: str
+    """Credits held for the call."""
+    traceparent: str = ""
+    trace_id: str = ""
+    include_usage: bool = True
+    """Whether the client asked for the usage chunk of a stream."""
+    more_parts: int = 0
+    """Numbered parts of the body that follow to the router that accepts; 0 = the body is whole."""
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """The clients of these calls have gone; the router closes upstream within a second."""
+
+    gateway: str
+    call_ids: tuple[str, ...]
+
+
+class DispatchError(ValueError):
+    """The bytes are no dispatch message."""
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(DispatchHeader)
+
+
+def pack(header: DispatchHeader, body: bytes) -> bytes:
+    """The message of one call."""
+    encoded = _ENCODER.encode(header)
+    return b"".join((_LENGTH.pack(len(encoded)), encoded, body))
+
+
+def unpack(message: bytes) -> tuple[DispatchHeader, bytes]:
+    """Header and body of a dispatch message.
+
+    Raises:
+        DispatchError: cut off, or a header that does not decode.
+    """
+    if len(message) < _LENGTH.size:
+        raise DispatchError("a dispatch message begins with its header's length")
+    (length,) = _LENGTH.unpack_from(message)
+    end = _LENGTH.size + length
+    if len(message) < end:
+        raise DispatchError("the dispatch header is cut off")
+    try:
+        return _DECODER.decode(message[_LENGTH.size : end]), message[end:]
+    except msgspec.DecodeError as error:
+        raise DispatchError(str(error)) from error

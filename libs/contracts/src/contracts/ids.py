@@ -1,0 +1,58 @@
+"""Identifiers: calls are UUIDv7, so that an id carries its time and partitions follow from it."""
+
+import secrets
+import time
+from typing import Final
+
+CALL_ID_LENGTH: Final = 36
+
+
+def new_call_id(now_ms: int | None = None) -> str:
+    """A UUIDv7 as text (RFC 9562 §5.7): 48 bits of Unix milliseconds, then random bits.
+
+    Args:
+        now_ms: Unix time in milliseconds; the clock's when absent.
+    """
+    stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    return _text(stamp << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62))
+
+
+def first_call_id_at(unix_ms: int) -> str:
+    """The smallest UUIDv7 of a millisecond: the lower bound of an id range by time."""
+    return _text(unix_ms << 80 | 0x7 << 76 | 0b10 << 62)
+
+
+def call_time_ms(call_id: str) -> int:
+    """Unix milliseconds at which a call id was made.
+
+    Raises:
+        ValueError: the text is no UUID.
+    """
+    return int(call_id.replace("-", "")[:12], 16)
+
+
+def is_call_id(text: str) -> bool:
+    """Whether a text is a lower-case UUIDv7, the only form that call ids have here."""
+    if len(text) != CALL_ID_LENGTH or text[14] != "7" or text[19] not in "89ab":
+        return False
+    return all(c in "0123456789abcdef" if i not in {8, 13, 18, 23} else c == "-" for i, c in enumerate(text))
+
+
+def new_process_id(service: str) -> str:
+    """The id of one running process, e.g. `gateway-3f9c21d0a4b7`: part of its inbox subject, never reused."""
+    return f"{service}-{secrets.token_hex(6)}"
+
+
+def new_trace_id() -> str:
+    """A W3C trace id: 32 hex digits, not all zero."""
+    return f"{secrets.randbits(128) or 1:032x}"
+
+
+def new_span_id() -> str:
+    """A W3C span id: 16 hex digits, not all zero."""
+    return f"{secrets.randbits(64) or 1:016x}"
+
+
+def _text(value: int) -> str:
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -1,0 +1,1 @@
+"""Requests and replies, by the service that answers them."""

@@ -1,0 +1,294 @@
+"""Questions to metering.
+
+The first half is the bytes path: msgspec, JSON, batched. The second half is asked by people and by duties: pydantic.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from pydantic import Field
+
+from contracts.money import Credits
+from contracts.rpc.envelope import Message
+from contracts.usage import Candidate
+
+SERVICE: Final = "metering"
+
+RESERVE: Final = "reserve"
+EXTEND: Final = "extend"
+RENEW: Final = "renew"
+
+
+class ReserveCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call to admit: becomes a `processing` row with its hold."""
+
+    call_id: str
+    account: str
+    hold: str
+    """Credits, plain decimal string; 0 while billing is off."""
+    kind: str
+    dialect: str
+    model: str
+    """As the client named it."""
+    stream: bool
+    candidates: tuple[Candidate, ...]
+    ttl_s: float
+    """Seconds after which nobody waits for the call."""
+    user: str
+    project: str
+    key_id: str
+    trace_id: str = ""
+    request_id: str = ""
+    idempotency_key: str | None = None
+    """Digest of account and Idempotency-Key, 64 hex digits."""
+
+
+class ReserveBatch(msgspec.Struct, frozen=True):
+    """All calls that one gateway admitted in one turn of its event loop."""
+
+    calls: tuple[ReserveCall, ...]
+
+
+class ReserveStatus:
+    """What became of a reserve; `ReserveResult.status`."""
+
+    RESERVED: Final = "reserved"
+    EXISTS: Final = "exists"
+    """The id is known: a repeat. Money is unchanged."""
+    NOT_ENOUGH: Final = "not_enough"
+    KEY_TAKEN: Final = "key_taken"
+    """The Idempotency-Key belongs to `other_call_id`."""
+    INVALID: Final = "invalid"
+    """The hold or another value lies outside its domain; nothing was written."""
+    UNAVAILABLE: Final = "unavailable"
+    """The database did not answer; nothing is known, ask again with the same id or refuse with 503."""
+
+
+class ReserveResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer for one call, in the batch's order."""
+
+    status: str
+    other_call_id: str = ""
+
+
+class ReserveReply(msgspec.Struct, frozen=True):
+    """Answer to a batch, same order."""
+
+    results: tuple[ReserveResult, ...]
+
+
+class ExtendHold(msgspec.Struct, frozen=True):
+    """Raise the hold of a running call by `amount` credits."""
+
+    call_id: str
+    epoch: int
+    account: str
+    amount: str
+
+
+class ExtendReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`granted`, or why not: `not_enough`, `ended` (no longer processing under this epoch), `unavailable`."""
+
+    granted: bool
+    reason: str = ""
+
+
+class RenewLeases(msgspec.Struct, frozen=True):
+    """A router still works on these calls."""
+
+    router: str
+    calls: tuple[tuple[str, int], ...]
+    """(call id, epoch)."""
+
+
+class RenewReply(msgspec.Struct, frozen=True):
+    """`ended`: calls that are terminal or taken over; the router stops working on them."""
+
+    renewed: int
+    ended: tuple[str, ...]
+
+
+class SettledCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call is terminal and committed."""
+
+    call_id: str
+    state: str
+    """`success` or `failed`: what the books say, whoever settled it."""
+    credits: str
+    """Charged, plain decimal string."""
+    parked: bool = False
+    """The fact could not be read; it lies in `parked` and nothing more will come of it."""
+
+
+class SettledBatch(msgspec.Struct, frozen=True):
+    """Sent to the inbox of a gateway or router, all calls of one turn."""
+
+    calls: tuple[SettledCall, ...]
+
+
+# ---- asked by people and by duties -------------------------------------------------------------------------------
+
+CALL_GET: Final = "call_get"
+CALL_LIST: Final = "call_list"
+CALL_OUTCOMES: Final = "call_outcomes"
+STALE: Final = "stale"
+BALANCE: Final = "balance"
+GRANT: Final = "grant"
+ACCOUNTS_OPEN: Final = "accounts_open"
+
+
+class CallGet(Message):
+    """One call; `account` restricts it to that account's (a foreign id is not found)."""
+
+    call_id: str
+    account: str | None = None
+
+
+class AttemptView(Message):
+    """One upstream try."""
+
+    number: int
+    provider: str
+    model: str
+    credential: str
+    status: int
+    error: str
+    started_ms: int
+    duration_ms: int
+    first_byte_ms: int
+
+
+class CallView(Message):
+    """A ModelCall as users and operators see it."""
+
+    call_id: str
+    state: Literal["processing", "success", "failed"]
+    outcome: str | None
+    account: str
+    user: str
+    project: str
+    key_id: str
+    kind: str
+    dialect: str
+    model: str
+    provider: str | None
+    provider_model: str | None
+    credential: str | None
+    stream: bool
+    hold: Credits
+    credits: Credits | None
+    overrun: Credits
+    written_off: Credits
+    usage: dict[str, int | str] | None
+    error_code: str | None
+    error_reason: str | None
+    duration_s: str | None
+    """Seconds, one decimal."""
+    first_byte_ms: int | None
+    provider_first_byte_ms: int | None
+    trace_id: str
+    request_id: str
+    created_at: str
+    settled_at: str | None
+    attempts: tuple[AttemptView, ...]
+
+
+class CallList(Message):
+    """Calls of an account (None = of all), newest first."""
+
+    account: str | None = None
+    limit: int = Field(50, gt=0, le=500)
+    before: str | None = None
+    """A call id: older ones only."""
+
+
+class CallPage(Message):
+    """`next_before` is None on the last page."""
+
+    calls: tuple[CallView, ...]
+    next_before: str | None
+
+
+class CallOutcomes(Message):
+    """What became of these calls? Asked by a router whose `settled` notice went missing."""
+
+    call_ids: tuple[str, ...] = Field(max_length=1000)
+
+
+class CallOutcome(Message):
+    """`state` as in the books; calls that are unknown are left out of the reply."""
+
+    call_id: str
+    state: str
+    credits: str
+
+
+class CallOutcomesReply(Message):
+    """Known calls only."""
+
+    calls: tuple[CallOutcome, ...]
+
+
+class StaleCalls(Message):
+    """Calls whose lease ended by Postgres' clock."""
+
+    limit: int = Field(500, gt=0, le=5000)
+
+
+class StaleCall(Message):
+    """A call to close."""
+
+    call_id: str
+    epoch: int
+    account: str
+    kind: str
+    trace_id: str
+
+
+class StaleReply(Message):
+    """`oldest_open_at` is the age of the oldest call still processing, ISO 8601, for alerts."""
+
+    calls: tuple[StaleCall, ...]
+    oldest_open_at: str | None = None
+
+
+class BalanceGet(Message):
+    """Balance of one account."""
+
+    account: str
+
+
+class Balance(Message):
+    """`available` = granted - spent - held."""
+
+    account: str
+    granted: Credits
+    spent: Credits
+    held: Credits
+    available: Credits
+
+
+class Grant(Message):
+    """Give credits to an account; the same `grant_id` again changes nothing."""
+
+    grant_id: str
+    """A UUID."""
+    account: str
+    amount: Credits
+    category: Literal["welcome", "top_up", "adjustment", "promotional"] = "top_up"
+    reason: str = Field("", max_length=500)
+    granted_by: str = ""
+
+
+class AccountsOpen(Message):
+    """Make many accounts at once, each with the same welcome grant; known accounts are left alone."""
+
+    accounts: tuple[str, ...] = Field(max_length=10_000)
+    amount: Credits
+    granted_by: str = ""
+
+
+class AccountsOpened(Message):
+    """How many were new."""
+
+    opened: int

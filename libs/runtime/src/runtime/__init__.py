@@ -1,0 +1,1 @@
+"""What every process needs: settings, bus, pool, telemetry, health, shutdown."""

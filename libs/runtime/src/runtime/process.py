@@ -1,0 +1,70 @@
+"""Running one service: settings, logs, event loop, signals, exit code."""
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from contracts.ids import new_process_id
+from runtime import failpoints
+from runtime.settings import ServiceSettings
+from runtime.telemetry import configure_logging
+
+S = TypeVar("S", bound=ServiceSettings)
+App = Callable[[S, str], AbstractAsyncContextManager[None]]
+"""Settings and process id → the running service; leaving the context drains and stops it."""
+
+_CONFIGURATION_ERROR = 78
+_GC_THRESHOLD = 50_000
+
+
+def main(service: str, settings_type: type[S], app: App[S]) -> None:
+    """Entry point of a service: `python -m <package> [--check]`.
+
+    Exit codes: 0 after a clean stop, 78 when the settings are wrong, 1 otherwise.
+    """
+    try:
+        settings = settings_type()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "HUB_" + "__".join(str(part) for part in problem["loc"]).upper()
+            sys.stderr.write(f"{service}: {name}: {problem['msg']}\n")
+        raise SystemExit(_CONFIGURATION_ERROR) from None
+    if "--check" in sys.argv[1:]:
+        sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
+        return
+    process = new_process_id(service)
+    configure_logging(service, process, settings.log_level, settings.log_format)
+    failpoints.arm(settings.fail)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(service, process, settings, app))
+
+
+async def _run(service: str, process: str, settings: S, app: App[S]) -> None:
+    log = structlog.get_logger(service)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)  # the second signal exits now; the crash table covers it
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with app(settings, process):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD, 20, 20)
+        log.info("started", pid=os.getpid())
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")

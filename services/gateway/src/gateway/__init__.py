@@ -1,0 +1,1 @@
+"""HTTP surface: authenticates, admits, dispatches, streams."""

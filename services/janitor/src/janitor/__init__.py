@@ -1,0 +1,1 @@
+"""Scheduled duties, by events and RPC only."""

@@ -1,0 +1,1 @@
+"""Reserves and settles every call once; ledger, statistics, usage events."""

@@ -1,0 +1,1 @@
+"""Chooses a provider, translates, calls upstream, publishes the outcome."""

@@ -1,0 +1,1 @@
+"""One provider's wire format each: pure, no socket, no clock, no secret."""

@@ -1,0 +1,333 @@
+"""The load generator, its own process: many clients against one OpenAI-compatible URL.
+
+Closed loop: each of C clients asks again as soon as it has its answer. Open loop: requests are
+due on a fixed schedule whatever the answers do, and latency counts from when they were due.
+Prints one JSON object; with `--announce` a line before it at both ends of the measured window.
+"""
+
+import argparse
+import asyncio
+import gc
+import itertools
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvloop
+
+from bench.answers import JSON_PIECES, pieces_of_stream, question
+from bench.client import Connection, Target, render_request
+from bench.results import Recorder, Result
+from bench.ticker import Ticker
+from bench.upstream import plan_of
+
+WINDOW_OPENS: Final = "window opens"
+WINDOW_CLOSES: Final = "window closes"
+_CONNECT_RETRY_S: Final = 0.1
+_SWEEP_S: Final = 0.25
+_CONNECTIONS_MAX: Final = 2_048
+_GOLDEN: Final = 0.618033988749895
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One run.
+
+    Attributes:
+        clients: connections; in an open loop those it begins with.
+        rate_per_s: arrivals of an open loop; 0 is a closed loop.
+        requests: end after so many instead of after `seconds`; no warm-up then. 0 is no limit.
+        stagger_s: the clients begin spread over so long.
+        timeout_s: how long an answer may take, and how long the end waits for the last ones.
+    """
+
+    target: Target
+    keys: Sequence[str]
+    model: str
+    stream: bool
+    clients: int
+    seconds: float
+    warmup_s: float = 0.0
+    rate_per_s: float = 0.0
+    requests: int = 0
+    stagger_s: float = 0.0
+    timeout_s: float = 30.0
+    announce: bool = False
+
+
+class Load:
+    """What both loops share: connections, the window, the end."""
+
+    def __init__(self, options: Options) -> None:
+        plan = plan_of(options.model)
+        if plan is None:
+            message = f"{options.model!r} is no model of the mock upstream"
+            raise ValueError(message)
+        pieces = pieces_of_stream(plan.chunks) if options.stream else JSON_PIECES
+        self._options = options
+        self._pace_per_s = plan.pace_per_s if options.stream else 0
+        body = question(options.model, stream=options.stream)
+        self._requests = itertools.cycle(
+            [render_request(options.target, key, body) for key in options.keys]
+        )
+        self.recorder = Recorder(
+            stream=options.stream,
+            pieces=pieces,
+            pace_per_s=self._pace_per_s,
+            open_loop=options.rate_per_s > 0,
+        )
+        self._connections: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._over = asyncio.Event()
+
+    async def run(self) -> Result:
+        """Warm up, measure, wait for the last answers."""
+        sweep = asyncio.create_task(self._sweep())
+        self._start()
+        await asyncio.sleep(self._options.warmup_s)
+        self._open_window()
+        if self._options.requests:
+            await self._over.wait()
+        else:
+            await asyncio.sleep(self._options.seconds)
+        self._close_window()
+        await self._drain()
+        sweep.cancel()
+        return self.recorder.result()
+
+    def opened(self, connection: Connection) -> None:
+        """Put a new connection to use."""
+        self._connections.add(connection)
+        self.recorder.connections += 1
+        self._ready(connection)
+
+    def answered(self, connection: Connection) -> None:
+        """Count an answer and put the connection to use again."""
+        self.recorder.answered(connection)
+        if connection.is_open:
+            self._ready(connection)
+        self._check_over()
+
+    def lost(self, connection: Connection, fault: str | None) -> None:
+        """Count a request that went down with its connection, and replace the connection."""
+        self._connections.discard(connection)
+        if fault is not None:
+            self.recorder.failed(fault, due_at=connection.due_at, ended_at=time.monotonic())
+        self._dropped(connection)
+        self._check_over()
+        if not self._stopping:
+            self._connect()
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _ready(self, connection: Connection) -> None:
+        raise NotImplementedError
+
+    def _dropped(self, connection: Connection) -> None:
+        raise NotImplementedError
+
+    def _unsent(self) -> Sequence[float]:
+        raise NotImplementedError
+
+    def _ask(self, connection: Connection, due_at: float | None = None) -> None:
+        connection.is_stream = self._options.stream
+        self.recorder.sent()
+        connection.ask(next(self._requests), due_at)
+
+    def _connect(self, after_s: float = 0.0) -> None:
+        task = asyncio.create_task(self._connect_after(after_s))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect_after(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        loop = asyncio.get_running_loop()
+        target = self._options.target
+        while not self._stopping:
+            try:
+                await loop.create_connection(
+                    lambda: Connection(self, measures_gaps=self._pace_per_s > 0),
+                    target.host,
+                    target.port,
+                )
+            except OSError:
+                self.recorder.connect_failures += 1
+                await asyncio.sleep(_CONNECT_RETRY_S)
+            else:
+                return
+
+    def _open_window(self) -> None:
+        self.recorder.open_window(time.monotonic())
+        self._announce(WINDOW_OPENS)
+
+    def _close_window(self) -> None:
+        self._announce(WINDOW_CLOSES)
+        self.recorder.close_window(time.monotonic())
+        self._stopping = True
+
+    def _announce(self, event: str) -> None:
+        if self._options.announce:
+            _print_line(msgspec.json.encode({"event": event}))
+
+    def _check_over(self) -> None:
+        total = self.recorder.total
+        if self._options.requests and total.ok + total.failures >= self._options.requests:
+            self._over.set()
+
+    async def _sweep(self) -> None:
+        """Give up on answers that take too long: one look for all, not a timer for each."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            oldest = time.monotonic() - self._options.timeout_s
+            for connection in tuple(self._connections):
+                if connection.busy and connection.sent_at < oldest:
+                    connection.abandon("timeout")
+
+    async def _drain(self) -> None:
+        """Wait for the answers under way; what is not there in time has failed."""
+        deadline = time.monotonic() + self._options.timeout_s
+        while time.monotonic() < deadline and (
+            self._unsent() or any(c.busy for c in self._connections)
+        ):
+            await asyncio.sleep(0.01)
+        for due_at in self._unsent():
+            self.recorder.sent()
+            self.recorder.failed("never sent", due_at=due_at, ended_at=time.monotonic())
+        for connection in tuple(self._connections):
+            if connection.busy:
+                connection.abandon("timeout")
+            else:
+                connection.close()
+        for task in tuple(self._connecting):
+            task.cancel()
+        while self._connections:
+            await asyncio.sleep(0.001)
+
+
+class ClosedLoop(Load):
+    """Each client asks again as soon as it has its answer."""
+
+    def _start(self) -> None:
+        for number in range(self._options.clients):
+            # Golden steps fill any span evenly, so paced streams don't beat in step.
+            self._connect(self._options.stagger_s * (number * _GOLDEN % 1))
+
+    def _ready(self, connection: Connection) -> None:
+        limit = self._options.requests
+        if not self._stopping and not (limit and self.recorder.total.sent >= limit):
+            self._ask(connection)
+
+    def _dropped(self, connection: Connection) -> None:
+        pass  # Its replacement asks the next request.
+
+    def _unsent(self) -> Sequence[float]:
+        return ()
+
+
+class OpenLoop(Load):
+    """Requests come on a schedule of their own; connections are added while they run short."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._idle: list[Connection] = []
+        self._backlog: deque[float] = deque()
+        self._ticks = 0
+        self._ticker = Ticker(options.rate_per_s)
+
+    def _start(self) -> None:
+        for _ in range(self._options.clients):
+            self._connect()
+        asyncio.get_running_loop().add_reader(self._ticker.fd, self._ticked)
+
+    def _ticked(self) -> None:
+        for _ in range(self._ticker.elapsed()):
+            if self._options.requests and self._ticks >= self._options.requests:
+                return
+            due_at = self._ticker.due_at(self._ticks)
+            self._ticks += 1
+            if self._idle:
+                self._ask(self._idle.pop(), due_at)
+                continue
+            self._backlog.append(due_at)
+            if len(self._connections) + len(self._connecting) < _CONNECTIONS_MAX:
+                self._connect()
+
+    def _ready(self, connection: Connection) -> None:
+        if self._backlog:
+            self._ask(connection, self._backlog.popleft())
+        else:
+            self._idle.append(connection)
+
+    def _dropped(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _unsent(self) -> Sequence[float]:
+        return tuple(self._backlog)
+
+    def _close_window(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._ticker.fd)
+        self._ticker.close()
+        super()._close_window()
+
+
+async def run(options: Options) -> Result:
+    """Run one load to its end."""
+    load = OpenLoop(options) if options.rate_per_s else ClosedLoop(options)
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    return await load.run()
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="bench.load", description=__doc__)
+    parser.add_argument("--url", required=True, help="base URL, such as http://127.0.0.1:8080/v1")
+    parser.add_argument("--keys", type=Path, required=True, help="file of keys, one a line")
+    parser.add_argument("--model", default="bench-json")
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--warmup", type=float, default=0.0, help="seconds before the window")
+    parser.add_argument("--rate", type=float, default=0.0, help="open loop: requests a second")
+    parser.add_argument("--requests", type=int, default=0, help="so many, no window")
+    parser.add_argument("--stagger", type=float, default=0.0, help="seconds to start clients in")
+    parser.add_argument("--timeout", type=float, default=30.0)
+    parser.add_argument("--announce", action="store_true")
+    found = parser.parse_args(arguments)
+    return Options(
+        target=Target.at(found.url),
+        keys=found.keys.read_text().split(),
+        model=found.model,
+        stream=found.stream,
+        clients=found.clients,
+        seconds=found.seconds,
+        warmup_s=0.0 if found.requests else found.warmup,
+        rate_per_s=found.rate,
+        requests=found.requests,
+        stagger_s=found.stagger,
+        timeout_s=found.timeout,
+        announce=found.announce,
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    result = uvloop.run(run(parse(sys.argv[1:])))
+    _print_line(msgspec.json.encode(result))
+
+
+def _print_line(line: bytes) -> None:
+    sys.stdout.write(line.decode() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
