@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from contracts.errors import ErrorCode
+from contracts.ids import CALL_ID_LENGTH
 from contracts.usage import Candidate
 
 _LENGTH: Final = struct.Struct(">I")
@@ -34,6 +36,12 @@ class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """In order of preference; rates frozen at admission."""
     hold: str
     """Credits held for the call."""
+    hold_input_tokens: int = 0
+    """Input tokens that the hold covers."""
+    hold_output_tokens: int = 0
+    """Output tokens that the hold covers, over all choices; a longer answer asks for more."""
+    choices: int = 1
+    """`n` of the request."""
     traceparent: str = ""
     trace_id: str = ""
     include_usage: bool = True
@@ -42,11 +50,17 @@ class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """Numbered parts of the body that follow to the router that accepts; 0 = the body is whole."""
 
 
-class Cancel(msgspec.Struct, frozen=True):
-    """The clients of these calls have gone; the router closes upstream within a second."""
+class Cancel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Nobody waits for these calls any more; the router closes upstream within a second."""
 
     gateway: str
     call_ids: tuple[str, ...]
+    reason: str = ErrorCode.CLIENT_CANCELLED
+    """`client_cancelled`: what was delivered is charged; any other error code: the calls have failed."""
+
+
+PART_BYTES: Final = 4 * 2**20
+"""Bodies above this go in parts, so that a message stays well below the server's `max_payload` of 8 MB."""
 
 
 class DispatchError(ValueError):
@@ -61,6 +75,24 @@ def pack(header: DispatchHeader, body: bytes) -> bytes:
     """The message of one call."""
     encoded = _ENCODER.encode(header)
     return b"".join((_LENGTH.pack(len(encoded)), encoded, body))
+
+
+def pack_part(call_id: str, number: int, part: bytes) -> bytes:
+    """One further part of a body; numbers begin with 1, the dispatch message carried part 0."""
+    return b"".join((call_id.encode(), _LENGTH.pack(number), part))
+
+
+def unpack_part(message: bytes) -> tuple[str, int, bytes]:
+    """Call id, number and bytes of a part.
+
+    Raises:
+        DispatchError: cut off.
+    """
+    end = CALL_ID_LENGTH + _LENGTH.size
+    if len(message) < end:
+        raise DispatchError("a part begins with its call id and number")
+    (number,) = _LENGTH.unpack_from(message, CALL_ID_LENGTH)
+    return message[:CALL_ID_LENGTH].decode(errors="replace"), number, message[end:]
 
 
 def unpack(message: bytes) -> tuple[DispatchHeader, bytes]:

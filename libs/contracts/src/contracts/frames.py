@@ -30,7 +30,8 @@ class FrameKind(IntEnum):
     """Bytes ready for the client, in the dialect named at dispatch."""
     END = 4
     """The answer is whole. Payload: splice offset u32 (`NO_SPLICE` = none), then the held bytes: the whole JSON
-    body, or a stream's tail. At the offset the gateway inserts credits and call id into the usage object."""
+    body (its last part, when DATA frames brought the others), or a stream's tail. At the offset the gateway inserts
+    credits and call id into the usage object; it counts from the start of the JSON body or of the stream's tail."""
     ERROR = 5
     """The call failed; payload: `Failure`."""
 
@@ -86,7 +87,7 @@ def header(kind: FrameKind, number: int, sequence: int, length: int) -> bytes:
 
 
 def end_payload(held: bytes, splice_at: int | None) -> bytes:
-    """Payload of END: `splice_at` is a position in `held`, directly before the usage object's closing brace."""
+    """Payload of END: `splice_at` is a position directly before the usage object's closing brace."""
     return _OFFSET.pack(NO_SPLICE if splice_at is None else splice_at) + held
 
 
@@ -94,17 +95,13 @@ def read_end(payload: bytes) -> tuple[bytes, int | None]:
     """The held bytes and the splice position of an END payload.
 
     Raises:
-        FrameError: too short, or a position outside the held bytes.
+        FrameError: too short.
     """
     if len(payload) < _OFFSET.size:
         raise FrameError("an END frame carries a splice offset")
     (offset,) = _OFFSET.unpack_from(payload)
     held = payload[_OFFSET.size :]
-    if offset == NO_SPLICE:
-        return held, None
-    if offset > len(held):
-        raise FrameError("the splice offset lies outside the held bytes")
-    return held, offset
+    return held, None if offset == NO_SPLICE else offset
 
 
 def unpack(message: bytes) -> Iterator[Frame]:

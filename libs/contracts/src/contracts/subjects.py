@@ -87,6 +87,11 @@ def inbox_alive(gateway: str) -> str:
     return f"{inbox_prefix('gateway', gateway)}.alive"
 
 
+def inbox_parts(router: str) -> str:
+    """Further parts of a body above `dispatch.PART_BYTES`, sent to the router that accepted the call."""
+    return f"{inbox_prefix('provider-router', router)}.parts"
+
+
 def inbox_settled(service: str, process: str) -> str:
     """Metering tells a gateway or a router which of its calls are settled."""
     return f"{inbox_prefix(service, process)}.settled"
