@@ -1,0 +1,85 @@
+"""The janitor, wired: a bus, and one loop per duty."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import structlog
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.kv import KeyValue
+
+from contracts import subjects
+from contracts.streams import DUTY_LEASES
+from janitor.duties import stale_calls
+from janitor.leases import DutyLease
+from janitor.schedule import Duty, keep
+from janitor.settings import Settings
+from runtime.bus import Bus, opened
+from runtime.liveness import ops_port
+
+_log = structlog.get_logger("janitor")
+_JETSTREAM_TIMEOUT_S: Final = 2.0
+
+
+@asynccontextmanager
+async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
+    """Open the bus and keep the duties; leaving cancels them and gives their leases up."""
+    inbox = subjects.inbox_prefix("janitor", process)
+    connection: list[Bus] = []
+
+    async def ready() -> dict[str, bool]:
+        return {"bus": bool(connection) and connection[0].is_connected}
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
+        bus = await _connected(settings, process, inbox)
+        stack.push_async_callback(bus.close)
+        connection.append(bus)
+        js = bus.jetstream(timeout=_JETSTREAM_TIMEOUT_S)
+        kept = [
+            (duty, DutyLease(partial(_lease_bucket, js), duty.name, process, duty.lease_s, time.monotonic))
+            for duty in table(settings, bus, js)
+        ]
+        for _, lease in kept:
+            stack.push_async_callback(_released, lease, bus)
+        async with asyncio.TaskGroup() as group:  # a loop that ends by a bug ends the process
+            loops = [group.create_task(keep(duty, lease)) for duty, lease in kept]
+            yield
+            for loop in loops:
+                loop.cancel()
+
+
+def table(settings: Settings, bus: Bus, js: JetStreamContext) -> tuple[Duty, ...]:
+    """All duties: name, period, jitter, lease, what to do."""
+    close_stale = partial(stale_calls.close_stale_calls, bus, js, settings.lease_s, _utc_now)
+    return (Duty(stale_calls.NAME, settings.stale_period_s, 0.1, settings.duty_lease_s, close_stale),)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _connected(settings: Settings, process: str, inbox: str) -> Bus:
+    while True:
+        try:
+            return await opened(settings.nats_url.get_secret_value(), name=process, inbox_prefix=inbox)
+        except TimeoutError:
+            _log.warning("no nats server yet, still trying")
+
+
+async def _lease_bucket(js: JetStreamContext) -> KeyValue:
+    return await js.key_value(DUTY_LEASES.name)
+
+
+async def _released(lease: DutyLease, bus: Bus) -> None:
+    if not bus.is_connected:
+        return  # the lease ends by itself
+    try:
+        await lease.release()
+    except (NatsError, TimeoutError) as error:
+        _log.warning("duty lease not released", error=type(error).__name__)

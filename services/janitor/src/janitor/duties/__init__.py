@@ -1,0 +1,1 @@
+"""Duties: each safe to repeat, each acting by events and RPC only."""

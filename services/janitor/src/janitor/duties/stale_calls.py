@@ -1,0 +1,88 @@
+"""Close calls whose lease has ended: a failure into the same stream, behind a completion that may still wait there.
+
+Source: settle protocol, step 12; crash rows 2, 3, 6, 7, 8 and 15. The janitor never writes to the books: metering
+settles what it says like any other outcome, once, and a completion that was first wins.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import structlog
+from nats.js import JetStreamContext
+from prometheus_client import Counter, Gauge
+
+from contracts import subjects
+from contracts.errors import ErrorCode
+from contracts.events import CallFailed, stale_message_id
+from contracts.rpc import metering
+from contracts.streams import CALLS
+from runtime import rpc
+from runtime.bus import Bus
+
+NAME: Final = "stale-calls"
+_PAGE: Final = 1000
+_ASK_TIMEOUT_S: Final = 3.0
+_PUBLISH_TIMEOUT_S: Final = 2.0
+
+_log = structlog.get_logger("stale_calls")
+_ENCODER: Final = msgspec.json.Encoder()
+_closed = Counter("hub_janitor_stale_calls_total", "Failures published for calls whose lease had ended.")
+_oldest = Gauge("hub_oldest_open_call_age_seconds", "Age of the oldest call that is still processing; 0 = none.")
+
+
+async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now: Callable[[], datetime]) -> None:
+    """Ask metering which calls are stale, and publish `CallFailed` for each; returns when all are stored.
+
+    Raises:
+        HubError: metering does not answer.
+        nats.errors.Error, TimeoutError: a failure may or may not be stored; the next run says it again, same id.
+    """
+    question = metering.StaleCalls(limit=_PAGE)
+    reply = await rpc.ask(
+        bus, metering.SERVICE, metering.STALE, question, metering.StaleReply, timeout_s=_ASK_TIMEOUT_S
+    )
+    _oldest.set(_age_s(reply.oldest_open_at, now()))
+    stale = [call for call in reply.calls if _has_known_kind(call)]
+    if not stale:
+        return
+    ended = await asyncio.gather(*(_publish(js, call, lease_s, now()) for call in stale), return_exceptions=True)
+    failures = [error for error in ended if isinstance(error, BaseException)]
+    _log.info("stale calls closed", calls=len(stale) - len(failures), not_stored=len(failures))
+    if failures:
+        raise failures[0]
+
+
+async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: float, at: datetime) -> None:
+    failed = CallFailed(
+        call_id=call.call_id,
+        epoch=call.epoch,
+        account=call.account,
+        kind=call.kind,
+        code=ErrorCode.STALE,
+        reason=f"No sign of life from the call's router for {lease_s:g} s; nothing is charged.",
+        failed_at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        trace_id=call.trace_id,
+    )
+    ack = await js.publish(
+        subjects.calls_failed(subjects.CallKind(call.kind)),
+        _ENCODER.encode(failed),
+        timeout=_PUBLISH_TIMEOUT_S,
+        stream=CALLS.name,
+        headers={"Nats-Msg-Id": stale_message_id(call.call_id, call.epoch)},
+    )
+    if not ack.duplicate:
+        _closed.inc()
+
+
+def _has_known_kind(call: metering.StaleCall) -> bool:
+    if call.kind in set(subjects.CallKind):
+        return True
+    _log.error("stale call of an unknown kind: a newer janitor must close it", call_id=call.call_id, kind=call.kind)
+    return False
+
+
+def _age_s(since: str | None, now: datetime) -> float:
+    return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0

@@ -1,0 +1,15 @@
+"""Settings of the janitor."""
+
+from pydantic import Field
+
+from runtime.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """The janitor owns nothing: a bus is all it needs."""
+
+    lease_s: float = Field(30.0, gt=0, description="Seconds that a call stays open without a sign of its router.")
+    stale_period_s: float = Field(2.0, gt=0, le=60, description="Seconds between two looks for calls to close.")
+    duty_lease_s: float = Field(
+        4.0, ge=0.5, le=60, description="Seconds of silence after which another janitor takes over a duty."
+    )
