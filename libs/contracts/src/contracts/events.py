@@ -4,6 +4,7 @@ Inside v1 fields are only added, always optional. Readers ignore unknown fields.
 milliseconds; durations are milliseconds; credits are plain decimal strings.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
@@ -140,6 +141,11 @@ class UsageRecorded(msgspec.Struct, frozen=True, omit_defaults=True):
     first_byte_ms: int = 0
     settled_at: str = ""
     trace_id: str = ""
+
+
+def now_text() -> str:
+    """The clock's time as facts carry it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def completed_message_id(call_id: str, epoch: int) -> str:
