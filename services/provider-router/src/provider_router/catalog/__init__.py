@@ -1,0 +1,1 @@
+"""Providers, models and rates: what this router serves, and what it costs."""

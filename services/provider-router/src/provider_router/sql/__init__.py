@@ -1,0 +1,1 @@
+"""Schema `catalog`: statements, migrations and the store that runs them."""
