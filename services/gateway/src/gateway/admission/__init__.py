@@ -1,0 +1,1 @@
+"""Refuse cheaply, then reserve."""

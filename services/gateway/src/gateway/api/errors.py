@@ -1,0 +1,87 @@
+"""`HubError` → what a client reads: OpenAI's error body, the error event of a stream, the admin API's shape."""
+
+import math
+from typing import Final
+
+import msgspec
+
+from contracts.errors import ERRORS, ErrorCode, HubError
+
+_JSON: Final = b"application/json"
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class ErrorObject(msgspec.Struct, omit_defaults=False):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class CallErrorObject(ErrorObject):
+    """The same for an error that belongs to a call."""
+
+    call_id: str
+
+
+class ErrorBody(msgspec.Struct):
+    """Body of an answer with an error status."""
+
+    error: ErrorObject
+
+
+class AdminError(msgspec.Struct):
+    """The admin API's refusals, as the original's role check writes them."""
+
+    code: str
+    error: str
+
+
+def body(error: HubError) -> bytes:
+    """OpenAI's error body."""
+    return _ENCODER.encode(ErrorBody(_object(error)))
+
+
+def event(error: HubError) -> bytes:
+    """The error event of a stream that has begun; no `[DONE]` follows it, since SDKs take that for success."""
+    return b"data: " + body(error) + b"\n\n"
+
+
+def headers(error: HubError, request_id: str) -> list[tuple[bytes, bytes]]:
+    """Headers of an error answer, without its length: type, request id, whether and when to try again."""
+    result = [(b"content-type", _JSON), (b"x-request-id", request_id.encode("ascii", "ignore"))]
+    if not is_retryable(error):
+        result.append((b"x-should-retry", b"false"))
+    if error.retry_after_s is not None:
+        result.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    elif error.status in {429, 503}:
+        result.append((b"retry-after", b"1"))
+    if error.status == ERRORS[ErrorCode.INVALID_API_KEY].status:
+        result.append((b"www-authenticate", b"Bearer"))
+    if error.call_id is not None:
+        result.append((b"x-call-id", error.call_id.encode("ascii", "ignore")))
+    return result
+
+
+def is_retryable(error: HubError) -> bool:
+    """Whether sending the same request again can help."""
+    return ERRORS[error.code].retryable
+
+
+def admin_body(error: HubError) -> bytes:
+    """The admin API's body: 401 and 403 in the original's words, all else code and message."""
+    if error.code is ErrorCode.INVALID_API_KEY:
+        return _ENCODER.encode(AdminError("forbidden", "not authorized"))
+    if error.code is ErrorCode.FORBIDDEN:
+        return _ENCODER.encode(AdminError("forbidden", "no permission"))
+    return _ENCODER.encode(AdminError(error.code, error.message))
+
+
+def _object(error: HubError) -> ErrorObject:
+    kind = error.provider_type or ERRORS[error.code].type
+    code = error.provider_code or str(error.code)
+    if error.call_id is None:
+        return ErrorObject(error.message, kind, error.param, code)
+    return CallErrorObject(error.message, kind, error.param, code, error.call_id)
