@@ -1,6 +1,6 @@
 """A pool to the service's own schema, and the errors after which nothing is known."""
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 
@@ -23,7 +23,7 @@ UNKNOWN_OUTCOME: Final = (
 """The database is away, slow, full or unlucky: the statement may or may not have been committed. Repeat it only
 where a repeat changes nothing."""
 
-Pool = asyncpg.Pool[asyncpg.Record]
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"  # asyncpg's class is generic for type checkers only
 
 
 async def pool(
