@@ -1,0 +1,1 @@
+"""What the `hub` command can do, by subject."""

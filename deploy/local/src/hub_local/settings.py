@@ -1,0 +1,41 @@
+"""Settings of `hub up`: what the embedded default itself reads; all else goes on to the services."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LocalSettings(BaseModel):
+    """What the supervisor can be told; the names in the environment are these with `HUB_` before them."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    data_dir: Path = Field(
+        Path(".hub"), description="Folder for everything that is kept: database, streams, passwords."
+    )
+    host: str = Field("127.0.0.1", description="Address of the HTTP API.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 = any free one, kept from then on.")
+    gateways: int = Field(1, ge=1, le=16, description="Gateways; the second listens on the next port, and so on.")
+    routers: int = Field(1, ge=1, le=16, description="Provider-routers.")
+    meterings: int = Field(1, ge=1, le=16, description="Metering processes.")
+    janitors: int = Field(1, ge=1, le=16, description="Janitors.")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="`console`: short lines for people; `json`: as the services write."
+    )
+    drain_s: float = Field(30.0, gt=0, description="Seconds that a stopping service waits for its open calls.")
+    nats_sync_always: bool = Field(default=False, description="NATS forces each message to disk: an fsync a message.")
+    db_fast: bool = Field(default=False, description="Tests only: PostgreSQL does not force commits to disk.")
+
+
+def read_settings(environment: Mapping[str, str]) -> LocalSettings:
+    """The settings in an environment; empty values count as absent.
+
+    Raises:
+        pydantic.ValidationError: a value is wrong.
+    """
+    names = {name: f"HUB_{name.upper()}" for name in LocalSettings.model_fields}
+    return LocalSettings.model_validate(
+        {name: environment[variable] for name, variable in names.items() if environment.get(variable)}
+    )
