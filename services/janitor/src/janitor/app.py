@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -14,6 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from contracts import subjects
+from contracts.events import now_text
 from contracts.streams import DUTY_LEASES
 from janitor.duties import stale_calls
 from janitor.leases import DutyLease
@@ -56,12 +56,8 @@ async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
 
 def table(settings: Settings, bus: Bus, js: JetStreamContext) -> tuple[Duty, ...]:
     """All duties: name, period, jitter, lease, what to do."""
-    close_stale = partial(stale_calls.close_stale_calls, bus, js, settings.lease_s, _utc_now)
+    close_stale = partial(stale_calls.close_stale_calls, bus, js, settings.lease_s, now_text)
     return (Duty(stale_calls.NAME, settings.stale_period_s, 0.1, settings.duty_lease_s, close_stale),)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 async def _connected(settings: Settings, process: str, inbox: str) -> Bus:

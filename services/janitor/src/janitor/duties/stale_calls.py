@@ -33,7 +33,7 @@ _closed = Counter("hub_janitor_stale_calls_total", "Failures published for calls
 _oldest = Gauge("hub_oldest_open_call_age_seconds", "Age of the oldest call that is still processing; 0 = none.")
 
 
-async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now: Callable[[], datetime]) -> None:
+async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now: Callable[[], str]) -> None:
     """Ask metering which calls are stale, and publish `CallFailed` for each; returns when all are stored.
 
     Raises:
@@ -55,7 +55,7 @@ async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now:
         raise failures[0]
 
 
-async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: float, at: datetime) -> None:
+async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: float, at: str) -> None:
     failed = CallFailed(
         call_id=call.call_id,
         epoch=call.epoch,
@@ -63,7 +63,7 @@ async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: floa
         kind=call.kind,
         code=ErrorCode.STALE,
         reason=f"No sign of life from the call's router for {lease_s:g} s; nothing is charged.",
-        failed_at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        failed_at=at,
         trace_id=call.trace_id,
     )
     ack = await js.publish(
@@ -84,5 +84,5 @@ def _has_known_kind(call: metering.StaleCall) -> bool:
     return False
 
 
-def _age_s(since: str | None, now: datetime) -> float:
-    return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
+def _age_s(since: str | None, now: str) -> float:
+    return max(0.0, (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
