@@ -1,13 +1,14 @@
 """Running one service: settings, logs, event loop, signals, exit code."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
 
 import structlog
 import uvloop
@@ -68,3 +69,25 @@ async def _run(service: str, process: str, settings: S, app: App[S]) -> None:
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+@asynccontextmanager
+async def background(name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` beside the block and cancel it at the block's end; its failure ends the process, loudly.
+
+    A loop that keeps leases or repeats outcomes must not die in silence: the supervisor starts the process again.
+    """
+    task = asyncio.create_task(work, name=name)
+
+    def ended(done: asyncio.Task[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            structlog.get_logger("process").error("background work failed", work=name, exc_info=error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

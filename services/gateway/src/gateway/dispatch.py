@@ -1,0 +1,305 @@
+"""One call → one router; frames back, in order; the books' word at the end."""
+
+import asyncio
+import itertools
+import time
+from typing import Final
+
+import msgspec
+import structlog
+from nats.errors import Error as NatsError
+
+from contracts import dispatch, events, frames, subjects
+from contracts.errors import ErrorCode, HubError
+from contracts.frames import FrameKind
+from contracts.rpc import metering
+from gateway.open_call import OpenCall, Stage
+from gateway.settings import Settings
+from runtime import failpoints
+from runtime.bus import Bus, header_block, no_responders
+
+_log = structlog.get_logger("dispatch")
+_ENCODER: Final = msgspec.json.Encoder()
+_ACCEPTED: Final = msgspec.json.Decoder(frames.Accepted)
+_FAILURE: Final = msgspec.json.Decoder(frames.Failure)
+_SETTLED: Final = msgspec.json.Decoder(metering.SettledBatch)
+SWEEP_S: Final = 0.1
+ROUTER_SILENT_S: Final = 4.0
+"""A router beats once a second while it has calls of ours; after this silence it is gone."""
+UNREAD_BYTES_MAX: Final = 8 * 2**20
+"""Answer bytes that wait for one slow client; above this it is treated as gone."""
+
+
+class Dispatcher:
+    """The open calls of this gateway, found by their number (frames) and by their id (settled notices)."""
+
+    def __init__(self, bus: Bus, process: str, settings: Settings) -> None:
+        self._bus = bus
+        self._process = process
+        self._settings = settings
+        self._numbers = itertools.count(1)
+        self._by_number: dict[int, OpenCall] = {}
+        self._by_id: dict[str, OpenCall] = {}
+        self._routers_heard: dict[str, float] = {}
+        self._dispatch_subject = subjects.dispatch()
+
+    async def start(self) -> None:
+        """Listen on everything that is addressed to this process."""
+        await self._bus.listen(subjects.inbox_frames(self._process), self._on_frames)
+        await self._bus.listen(subjects.inbox_settled("gateway", self._process), self._on_settled)
+        await self._bus.listen(subjects.inbox_alive(self._process), self._on_alive)
+        prefix = subjects.inbox_prefix("gateway", self._process)
+        await self._bus.listen(f"{prefix}.undispatched.*", self._on_undispatched)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def next_number(self) -> int:
+        """A number for a new call; frames carry 32 bits of it."""
+        return next(self._numbers) & 0xFFFF_FFFF
+
+    def open(self, call: OpenCall) -> None:
+        """Track a call from now on."""
+        self._by_number[call.header.number] = call
+        self._by_id[call.header.call_id] = call
+
+    def close(self, call: OpenCall) -> None:
+        """The caller has its answer, or has left; frames that still come are dropped."""
+        call.stage = Stage.OVER
+        self._by_number.pop(call.header.number, None)
+        self._by_id.pop(call.header.call_id, None)
+
+    def dispatch(self, call: OpenCall) -> None:
+        """The call's hold is reserved: hand it to one router, and tell the world that it was requested."""
+        if call.gone or call.stage is not Stage.RESERVING:
+            self._give_up(call, ErrorCode.CLIENT_CANCELLED, "The client left before the call was dispatched.")
+            return
+        call.stage = Stage.DISPATCHED
+        call.due = time.monotonic() + self._settings.accept_s
+        header, body = call.header, call.body
+        if header.more_parts:
+            body = body[: dispatch.PART_BYTES]
+        try:
+            failpoints.hit("gateway.before_dispatch")
+            self._bus.send(
+                self._dispatch_subject,
+                dispatch.pack(header, body),
+                reply=subjects.inbox_undispatched(self._process, header.number),
+            )
+            failpoints.hit("gateway.after_dispatch")
+            self._publish_requested(call)
+        except NatsError:
+            self._undispatched(call)
+
+    def cancel(self, call: OpenCall, reason: ErrorCode = ErrorCode.CLIENT_CANCELLED) -> None:
+        """Nobody waits for the call any more: its router closes upstream."""
+        if not call.router or call.settled is not None:
+            return
+        message = dispatch.Cancel(self._process, (call.header.call_id,), reason)
+        try:
+            self._bus.send(subjects.cancel(call.router), _ENCODER.encode(message))
+        except NatsError as error:
+            _log.warning("cancel not sent", call_id=call.call_id, error=type(error).__name__)
+
+    async def run(self) -> None:
+        """Sweep for overdue calls, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep(time.monotonic())
+
+    async def drain(self, within_s: float) -> None:
+        """Wait for the open calls."""
+        until = time.monotonic() + within_s
+        while self._by_number and time.monotonic() < until:  # noqa: ASYNC110 - many events, one condition
+            await asyncio.sleep(0.02)
+
+    def sweep(self, now: float) -> None:
+        """End calls whose stage has lasted too long or whose router has fallen silent."""
+        for call in list(self._by_number.values()):
+            if call.error is not None:
+                continue
+            if call.due < now:
+                self._overdue(call)
+            elif call.stage in {Stage.ACCEPTED, Stage.ANSWERING} and self._silent(call.router, now):
+                call.fail(
+                    HubError(ErrorCode.ROUTER_LOST, "The part of the hub that served this call is gone; try again.")
+                )
+
+    def _silent(self, router: str, now: float) -> bool:
+        if not self._bus.is_connected:
+            self._routers_heard.clear()  # our own silence, not the routers'
+        return now - self._routers_heard.setdefault(router, now) > ROUTER_SILENT_S
+
+    def _overdue(self, call: OpenCall) -> None:
+        match call.stage:
+            case Stage.DISPATCHED:
+                self._undispatched(call)
+            case Stage.SETTLING:
+                call.fail(
+                    HubError(
+                        ErrorCode.SETTLEMENT_TIMEOUT,
+                        f"The answer is complete but not booked; GET /api/v2/calls/{call.call_id} tells the outcome.",
+                    )
+                )
+            case Stage.RESERVING:
+                call.fail(
+                    HubError(ErrorCode.SERVICE_UNAVAILABLE, "Credit cannot be reserved right now; try again shortly.")
+                )
+            case _:
+                call.fail(HubError(ErrorCode.UPSTREAM_TIMEOUT, "The provider did not answer in time; try again."))
+                self.cancel(call, ErrorCode.UPSTREAM_TIMEOUT)
+
+    def _on_frames(self, _subject: bytes, _reply: bytes, message: bytes, _headers: bytes | None) -> None:
+        for frame in frames.unpack(message):
+            call = self._by_number.get(frame.number)
+            if call is None or call.error is not None:
+                continue
+            if frame.sequence != call.next_sequence:
+                self._gap(call)
+                continue
+            call.next_sequence += 1
+            self._take(call, frame)
+
+    def _take(self, call: OpenCall, frame: frames.Frame) -> None:
+        kind = frame.kind
+        if kind is FrameKind.DATA:
+            call.chunks.append(frame.payload)
+            call.chunk_bytes += len(frame.payload)
+            call.due = time.monotonic() + self._settings.idle_s
+            if call.chunk_bytes > UNREAD_BYTES_MAX and call.header.stream:
+                self.left(call)
+        elif kind is FrameKind.ACCEPTED:
+            call.router = _ACCEPTED.decode(frame.payload).router
+            call.stage = Stage.ACCEPTED
+            call.due = time.monotonic() + self._settings.first_byte_s
+            self._routers_heard.setdefault(call.router, time.monotonic())
+            if call.header.more_parts:
+                self._send_parts(call)
+            return
+        elif kind is FrameKind.HEAD:
+            call.head = True
+            call.stage = Stage.ANSWERING
+            call.due = time.monotonic() + self._settings.idle_s
+            return
+        elif kind is FrameKind.END:
+            call.held, call.splice_at = frames.read_end(frame.payload)
+            call.stage = Stage.SETTLING
+            call.due = time.monotonic() + self._settings.settle_s
+            if call.settled is None and not call.chunks:
+                return
+        else:
+            call.fail(_as_error(_FAILURE.decode(frame.payload)))
+            return
+        call.wake()
+
+    def _on_settled(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
+        for settled in _SETTLED.decode(payload).calls:
+            call = self._by_id.get(settled.call_id)
+            if call is None:
+                continue
+            call.settled = settled
+            if settled.state != events.CallState.SUCCESS:
+                call.fail(HubError(ErrorCode.STALE, "The call was closed before its answer was complete; try again."))
+            elif call.held is not None:
+                call.wake()
+
+    def _on_alive(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
+        self._routers_heard[payload.decode()] = time.monotonic()
+        if len(self._routers_heard) > 64:  # noqa: PLR2004 - many restarts of routers
+            oldest = min(self._routers_heard, key=lambda router: self._routers_heard[router])
+            del self._routers_heard[oldest]
+        self._bus.send(reply.decode(), b"")
+
+    def _on_undispatched(self, subject: bytes, _reply: bytes, _payload: bytes, headers: bytes | None) -> None:
+        call = self._by_number.get(int(subject.rpartition(b".")[2]))
+        if call is not None and no_responders(headers) and call.stage is Stage.DISPATCHED:
+            self._undispatched(call)
+
+    def left(self, call: OpenCall) -> None:
+        """The client has gone, or reads too slowly to count as present."""
+        if call.gone or call.stage is Stage.OVER:
+            return
+        call.gone = True
+        self.cancel(call)
+        call.wake()
+
+    def _undispatched(self, call: OpenCall) -> None:
+        message = "No provider-router took the call; try again shortly."
+        self._give_up(call, ErrorCode.ROUTER_UNAVAILABLE, message)
+        call.fail(HubError(ErrorCode.ROUTER_UNAVAILABLE, message, retry_after_s=1))
+
+    def _give_up(self, call: OpenCall, code: ErrorCode, reason: str) -> None:
+        """Reserved, but no router has it: the failure goes the way of all facts, and releases the hold."""
+        header = call.header
+        fact = events.CallFailed(
+            call_id=header.call_id,
+            epoch=header.epoch,
+            account=header.account,
+            kind=header.kind,
+            code=code,
+            reason=reason,
+            failed_at=events.now_text(),
+            trace_id=header.trace_id,
+        )
+        message_id = events.undispatched_message_id(header.call_id, header.epoch)
+        try:
+            self._bus.send(
+                subjects.calls_failed(subjects.CallKind(header.kind)),
+                _ENCODER.encode(fact),
+                headers=header_block(Nats_Msg_Id=message_id),
+            )
+        except NatsError as error:  # the lease ends, and the janitor closes it
+            _log.warning("failure not published", call_id=header.call_id, error=type(error).__name__)
+
+    def _gap(self, call: OpenCall) -> None:
+        """A frame is missing or came twice: never splice over it."""
+        _log.error("frames out of order", call_id=call.call_id, expected=call.next_sequence)
+        call.fail(HubError(ErrorCode.UPSTREAM_BROKEN, "Part of the answer was lost inside the hub; try again."))
+        self.cancel(call, ErrorCode.UPSTREAM_BROKEN)
+
+    def _send_parts(self, call: OpenCall) -> None:
+        subject = subjects.inbox_parts(call.router)
+        body, size = call.body, dispatch.PART_BYTES
+        try:
+            for number in range(1, call.header.more_parts + 1):
+                part = body[number * size : (number + 1) * size]
+                self._bus.send(subject, dispatch.pack_part(call.call_id, number, part))
+        except NatsError as error:
+            _log.warning("body parts not sent", call_id=call.call_id, error=type(error).__name__)
+            call.fail(HubError(ErrorCode.OVERLOADED, "The hub is too busy for a body of this size; try again shortly."))
+            self.cancel(call, ErrorCode.OVERLOADED)
+
+    def _publish_requested(self, call: OpenCall) -> None:
+        reserve = call.reserve
+        fact = events.CallRequested(
+            call_id=reserve.call_id,
+            account=reserve.account,
+            user=reserve.user,
+            project=reserve.project,
+            key_id=reserve.key_id,
+            kind=reserve.kind,
+            dialect=reserve.dialect,
+            model=reserve.model,
+            stream=reserve.stream,
+            hold=reserve.hold,
+            requested_at=events.now_text(),
+            trace_id=reserve.trace_id,
+            request_id=reserve.request_id,
+        )
+        self._bus.send(
+            subjects.calls_requested(subjects.CallKind(reserve.kind)),
+            _ENCODER.encode(fact),
+            headers=header_block(Nats_Msg_Id=events.requested_message_id(reserve.call_id)),
+        )
+
+
+def _as_error(failure: frames.Failure) -> HubError:
+    return HubError(
+        ErrorCode(failure.code),
+        failure.message,
+        param=failure.param,
+        status=failure.status or None,
+        retry_after_s=failure.retry_after_s,
+        provider_code=failure.provider_code,
+        provider_type=failure.provider_type,
+    )

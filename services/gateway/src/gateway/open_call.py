@@ -1,0 +1,87 @@
+"""One call as the gateway sees it, from admission to its last byte."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from contracts.dispatch import DispatchHeader
+from contracts.errors import HubError
+from contracts.rpc.metering import ReserveCall, SettledCall
+
+
+class Stage(IntEnum):
+    """How far a call has come; each has its own deadline."""
+
+    RESERVING = 1
+    DISPATCHED = 2
+    ACCEPTED = 3
+    ANSWERING = 4
+    SETTLING = 5
+    """The answer is whole; the books are awaited."""
+    OVER = 6
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """A call that somebody waits for. Callbacks of the bus change it, the ASGI callable reads it."""
+
+    header: DispatchHeader
+    body: bytes
+    reserve: ReserveCall
+    due: float
+    """Monotonic time at which its stage is overdue."""
+    stage: Stage = Stage.RESERVING
+    router: str = ""
+    next_sequence: int = 0
+    chunks: list[bytes] = field(default_factory=list)
+    """Answer bytes that came and were not taken yet."""
+    chunk_bytes: int = 0
+    head: bool = False
+    held: bytes | None = None
+    """The whole JSON body or the stream's tail."""
+    splice_at: int | None = None
+    settled: SettledCall | None = None
+    error: HubError | None = None
+    gone: bool = False
+    """The client has left."""
+    started: float = field(default_factory=time.monotonic)
+    _waiter: asyncio.Future[None] | None = None
+
+    @property
+    def call_id(self) -> str:
+        """The call's id."""
+        return self.header.call_id
+
+    @property
+    def ready(self) -> bool:
+        """Whether the answer may be finished: the tail is here and the books are closed."""
+        return self.held is not None and self.settled is not None
+
+    def wake(self) -> None:
+        """Something changed."""
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait for the next `wake`."""
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        await waiter
+
+    def fail(self, error: HubError) -> None:
+        """The caller gets an error instead of (the rest of) an answer; the first one counts."""
+        if self.error is None and self.stage is not Stage.OVER:
+            error.call_id = self.header.call_id
+            self.error = error
+            self.wake()
+
+    def take(self) -> bytes:
+        """All answer bytes that have come, at once."""
+        chunks = self.chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.chunks = []
+        self.chunk_bytes = 0
+        return data

@@ -1,0 +1,76 @@
+"""How much of a call's hold its running answer has used, and what more must be held."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from contracts.dispatch import DispatchHeader
+from contracts.money import ZERO
+from contracts.usage import Candidate, Usage
+
+USED_BEFORE_EXTENDING: Final = 0.7
+_BYTES_PER_TOKEN_MIN: Final = 3
+
+
+@dataclass(slots=True)
+class HoldMeter:
+    """Estimates output tokens from the bytes of a stream: one per event, and one per three bytes of its text.
+
+    What an event costs without text is learnt from the smallest one. The estimate errs upwards; the reported usage
+    decides at the end, and `missing` says what the hold lacks then.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    slice_tokens: int
+    input_rate: Decimal
+    output_rate: Decimal
+    events: int = 0
+    relayed_bytes: int = 0
+    smallest: int = 1 << 30
+    asking: bool = False
+
+    def relayed(self, block: bytes) -> None:
+        """Count one block of whole events."""
+        count = block.count(b"\n\n") or 1
+        self.events += count
+        self.relayed_bytes += len(block)
+        self.smallest = min(self.smallest, len(block) // count)
+
+    def wanted(self) -> Decimal:
+        """Credits to ask for now; zero while the hold suffices, nothing costs anything, or a question is open."""
+        if self.asking or self.output_rate == ZERO:
+            return ZERO
+        text = self.relayed_bytes - self.events * self.smallest
+        tokens = self.events + max(0, text) // _BYTES_PER_TOKEN_MIN
+        if tokens < self.output_tokens * USED_BEFORE_EXTENDING:
+            return ZERO
+        return self.slice_tokens * self.output_rate
+
+    def granted(self) -> None:
+        """One more slice is held."""
+        self.output_tokens += self.slice_tokens
+
+    def missing(self, usage: Usage) -> Decimal:
+        """Credits by which the hold is too small for this usage; an upper bound, zero in the ordinary case."""
+        output = usage.output_tokens + usage.reasoning_tokens - self.output_tokens
+        taken = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens - self.input_tokens
+        return max(0, output) * self.output_rate + max(0, taken) * self.input_rate
+
+
+def meter(header: DispatchHeader) -> HoldMeter:
+    """The meter of a call: its covered tokens, and the dearest rates among its candidates."""
+    return HoldMeter(
+        input_tokens=header.hold_input_tokens,
+        output_tokens=header.hold_output_tokens,
+        slice_tokens=max(header.hold_output_tokens, 1),
+        input_rate=dearest(header.candidates, ("input", "cache_write", "cache_read")),
+        output_rate=dearest(header.candidates, ("output", "reasoning")),
+    )
+
+
+def dearest(candidates: Sequence[Candidate], units: tuple[str, ...]) -> Decimal:
+    """The highest of these unit rates over all candidates."""
+    texts = [getattr(candidate.rates, unit) for candidate in candidates for unit in units]
+    return max((Decimal(text) for text in texts if text is not None), default=ZERO)
