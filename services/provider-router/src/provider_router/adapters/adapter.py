@@ -4,7 +4,7 @@ Dialects and adapters meet in one form, OpenAI's chat completions: an adapter tu
 request, and the provider's answer back into bytes of that form, ready for the client.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,20 +46,11 @@ class Ending:
     held: bytes
     splice_at: int | None
     usage: Usage | None
-    """As the provider reported it, bounded and marked; None = it reported none that can be used."""
+    """As the provider reported it, bounded and marked; None = it reported none that can be used: the caller counts,
+    and `with_usage` puts what it counted into `held`."""
     finish_reason: str
     """The provider's own word."""
     outcome: Outcome
-
-
-@dataclass(slots=True)
-class Delivered:
-    """What a stream has delivered so far, for counting when the provider gave no usage."""
-
-    pieces: list[bytes] = field(default_factory=list)
-    """Text of the answer (tool arguments included), in order, or whole blocks of it to be parsed later."""
-    reported: Usage | None = None
-    """Counts that came early (Anthropic's `message_start`)."""
 
 
 class Translation(Protocol):
@@ -86,8 +77,15 @@ class Translation(Protocol):
         """
         ...
 
+    def with_usage(self, ending: Ending, usage: Usage) -> Ending:
+        """The same ending with `usage` in the client's usage chunk (if it asked for one), and where to splice."""
+        ...
+
     def cut(self, finish_reason: str) -> bytes:
-        """A tail that ends the client's stream early but properly, with this finish reason and no usage."""
+        """A tail that ends the client's stream early but properly, with this finish reason and no usage chunk.
+
+        Give `Ending(cut(reason), None, None, reason, outcome)` to `with_usage` for a tail with a usage chunk.
+        """
         ...
 
     def delivered_text(self) -> str:
@@ -116,8 +114,12 @@ class Adapter(Protocol):
         """
         ...
 
-    def answer(self, body: bytes) -> Ending:
+    def answer(self, body: bytes, *, created: int = 0) -> Ending:
         """A whole JSON answer (status 2xx).
+
+        Args:
+            body: as it came.
+            created: Unix seconds for the client's `created`, where the provider gives none.
 
         Raises:
             HubError: `upstream_broken`, when it is not what the provider documents.
@@ -128,8 +130,19 @@ class Adapter(Protocol):
         """Text of a whole JSON answer, tool arguments included, for counting."""
         ...
 
-    def translation(self, *, include_usage: bool) -> Translation:
-        """A fresh state for one streamed answer; `include_usage` = the client asked for the usage chunk."""
+    def with_usage(self, ending: Ending, usage: Usage) -> Ending:
+        """A whole answer's ending with its usage object replaced (or added), and where to splice."""
+        ...
+
+    def translation(self, *, include_usage: bool, choices: int = 1, created: int = 0) -> Translation:
+        """A fresh state for one streamed answer.
+
+        Args:
+            include_usage: the client asked for the usage chunk.
+            choices: how many answers the client asked for (`n`, see `json_body.choices_asked`); with one, everything
+                from the first finish reason on is held back, with several only the usage chunk and `[DONE]`.
+            created: Unix seconds for the client's `created`, where the provider gives none.
+        """
         ...
 
     def error(self, status: int, headers: dict[str, str], body: bytes) -> HubError:

@@ -1,0 +1,121 @@
+"""Top-level members of a JSON object, edited while all others keep their bytes.
+
+Numbers (1e400, thirty digits, 1.0), nulls, unknown members and their order stay as they came; of duplicate members
+the last one counts and stands at the place of the first.
+"""
+
+from typing import Final
+
+import msgspec
+
+Members = dict[str, msgspec.Raw]
+
+_MEMBERS: Final = msgspec.json.Decoder(Members)
+_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ENCODER: Final = msgspec.json.Encoder()
+_CHOICES_MAX: Final = 128
+
+
+class JsonBodyError(ValueError):
+    """Not a JSON object."""
+
+
+class _Asked(msgspec.Struct, gc=False):
+    n: msgspec.Raw | None = None
+
+
+_ASKED: Final = msgspec.json.Decoder(_Asked)
+
+
+def members(body: bytes) -> Members:
+    """The members of an object, undecoded.
+
+    Raises:
+        JsonBodyError: not a JSON object.
+    """
+    try:
+        return _MEMBERS.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise JsonBodyError(str(error)) from error
+
+
+def items(value: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The elements of an array, undecoded.
+
+    Raises:
+        JsonBodyError: not a JSON array.
+    """
+    try:
+        return _RAW_LIST.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise JsonBodyError(str(error)) from error
+
+
+def joined(fields: Members) -> bytes:
+    """The object with these members."""
+    if not fields:
+        return b"{}"
+    parts: list[bytes | msgspec.Raw] = []
+    opening = b"{"
+    for name, value in fields.items():
+        parts += (opening, _ENCODER.encode(name), b":", value)
+        opening = b","
+    parts.append(b"}")
+    return b"".join(map(bytes, parts))
+
+
+def raw(value: object) -> msgspec.Raw:
+    """A value, encoded."""
+    return msgspec.Raw(_ENCODER.encode(value))
+
+
+def with_model(body: bytes, model: str, *, include_usage: bool = False) -> bytes:
+    """A chat request for the provider: its own name of the model and, if asked, `stream_options.include_usage`.
+
+    Raises:
+        JsonBodyError: the body, or its `stream_options`, is no object.
+    """
+    fields = members(body)
+    fields["model"] = raw(model)
+    if include_usage:
+        given = fields.get("stream_options")
+        options = {} if given is None or bytes(given) == b"null" else members(given)
+        options["include_usage"] = msgspec.Raw(b"true")
+        fields["stream_options"] = msgspec.Raw(joined(options))
+    return joined(fields)
+
+
+def with_object(body: bytes, name: str, value: bytes) -> tuple[bytes, int]:
+    """The object with the object `value` as its last member, and the position of `value`'s closing brace.
+
+    Raises:
+        JsonBodyError: the body is no object.
+    """
+    fields = members(body)
+    # Last in the body, so that the position is known without reading it again.
+    fields.pop(name, None)
+    fields[name] = msgspec.Raw(value)
+    whole = joined(fields)
+    return whole, len(whole) - 2
+
+
+def closing_brace(body: bytes, value: bytes) -> int | None:
+    """Where the closing brace of `value`, an object inside `body` with at least one member, stands.
+
+    Quotes inside strings are escaped, so the text of an object with members can only be found where an object is;
+    None when it is there more than once.
+    """
+    at = body.rfind(value)
+    if at < 0 or body.find(value, 0, at + len(value) - 1) >= 0:
+        return None
+    return at + len(value) - 1
+
+
+def choices_asked(body: bytes) -> int:
+    """The request's `n`: how many answers it asks for; 1 when absent or not a sensible number."""
+    try:
+        asked = _ASKED.decode(body).n
+        number = 1 if asked is None else msgspec.json.decode(asked)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return 1
+    return number if type(number) is int and 1 < number <= _CHOICES_MAX else 1
