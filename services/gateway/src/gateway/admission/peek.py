@@ -31,11 +31,20 @@ class _Typed(msgspec.Struct, gc=False):
     type: str
 
 
+class _ImageUrl(msgspec.Struct, gc=False):
+    url: msgspec.Raw
+    """Only measured, never built: it may be megabytes of base64."""
+
+
+class _InputAudio(msgspec.Struct, gc=False):
+    data: msgspec.Raw
+
+
 class _Part(msgspec.Struct, gc=False):
     type: str
     text: str | None = None
-    image_url: _Object | None = None
-    input_audio: _Object | None = None
+    image_url: _ImageUrl | None = None
+    input_audio: _InputAudio | None = None
     file: _Object | None = None
 
 
@@ -122,6 +131,8 @@ class Peek(NamedTuple):
     """Per choice: the smaller of `max_completion_tokens` and `max_tokens`."""
     media_parts: int
     """Content parts that are not text: their tokens have nothing to do with their bytes."""
+    inline_bytes: int
+    """Bytes of the body that are images and sound (their URL or base64 text)."""
     tools: bool
     """Whether tools or functions are offered."""
     body_bytes: int
@@ -136,6 +147,7 @@ _TO_BRACES: Final = bytes.maketrans(b"[]", b"{}")
 _NOT_BRACKETS: Final = bytes(value for value in range(256) if value not in b"[]{}")
 _ERROR_PATH: Final = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_QUOTE: Final = ord('"')
 _TEXT_PARTS: Final = frozenset({"text", "refusal"})
 
 
@@ -173,10 +185,12 @@ def peek(body: bytes) -> Peek:
     except RecursionError:
         raise _too_deep() from None
     _scan(body)
-    media = 0
-    for message in read.messages:
+    media = inline = 0
+    for index, message in enumerate(read.messages):
         if type(message.content) is list:
-            media += sum(part.type not in _TEXT_PARTS for part in message.content)
+            parts, size = _media(message.content, f"messages[{index}].content")
+            media += parts
+            inline += size
     options = read.stream_options
     return Peek(
         read.model,
@@ -185,6 +199,7 @@ def peek(body: bytes) -> Peek:
         read.n or 1,
         _least(read.max_completion_tokens, read.max_tokens),
         media,
+        inline,
         bool(read.tools or read.functions),
         len(body),
     )
@@ -204,6 +219,27 @@ def depth_exceeds(body: bytes, limit: int) -> bool:
             return False
         brackets = brackets.replace(b"{}", b"")
     return bool(brackets)
+
+
+def _media(parts: list[_Part], path: str) -> tuple[int, int]:
+    """How many parts of a message are not text, and how many bytes of them are images or sound."""
+    media = inline = 0
+    for index, part in enumerate(parts):
+        if part.type in _TEXT_PARTS:
+            continue
+        media += 1
+        if part.image_url is not None:
+            inline += _text_bytes(part.image_url.url, f"{path}[{index}].image_url.url")
+        if part.input_audio is not None:
+            inline += _text_bytes(part.input_audio.data, f"{path}[{index}].input_audio.data")
+    return media, inline
+
+
+def _text_bytes(raw: msgspec.Raw, path: str) -> int:
+    view = memoryview(raw)
+    if view[0] != _QUOTE:
+        raise _wrong(f"`{path}`: expected `str`.", path)
+    return len(view)
 
 
 def _scan(body: bytes) -> None:

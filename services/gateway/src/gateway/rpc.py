@@ -1,0 +1,97 @@
+"""Questions that gateway answers on the bus, and the ones it asks."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from faststream.nats import NatsBroker
+
+from contracts.errors import ErrorCode, HubError
+from contracts.money import CreditsError, parse
+from contracts.rpc import catalog, identity, metering
+from contracts.rpc.envelope import Empty
+from gateway.identity.keys import Keys
+from runtime.bus import Bus
+from runtime.rpc import answer, ask
+
+_WHO = "operator"
+"""Who asks by RPC: nobody but operators has a bus user that may."""
+
+
+def serve(on: NatsBroker, keys: Keys, peers: "Peers") -> None:
+    """Subscribe every method; before the broker starts."""
+
+    async def key_create(request: identity.KeyCreate) -> identity.KeyCreated:
+        return await keys.create(request, _WHO)
+
+    async def keys_create(request: identity.KeysCreate) -> identity.KeysCreated:
+        _check_credits(request.welcome_credits)
+        return identity.KeysCreated(keys=tuple(await keys.create_many(request, _WHO, peers.open_accounts)))
+
+    async def key_list(request: identity.KeyList) -> identity.KeyPage:
+        return identity.KeyPage(keys=tuple(await keys.listed(request.user)))
+
+    async def key_revoke(request: identity.KeyRevoke) -> Empty:
+        await keys.revoke(request.key_id, _WHO)
+        return Empty()
+
+    answer(on, identity.SERVICE, identity.KEY_CREATE, identity.KeyCreate, identity.KeyCreated, key_create)
+    answer(on, identity.SERVICE, identity.KEYS_CREATE, identity.KeysCreate, identity.KeysCreated, keys_create)
+    answer(on, identity.SERVICE, identity.KEY_LIST, identity.KeyList, identity.KeyPage, key_list)
+    answer(on, identity.SERVICE, identity.KEY_REVOKE, identity.KeyRevoke, Empty, key_revoke)
+
+
+class Peers:
+    """What gateway asks metering and provider-router beside the bytes path.
+
+    Every method raises HubError: the service's refusal, or `service_unavailable` when it does not answer.
+    """
+
+    def __init__(self, bus: Bus, welcome_credits: Decimal) -> None:
+        self._bus = bus
+        self._welcome_credits = welcome_credits
+
+    async def snapshot(self) -> catalog.Snapshot:
+        """Providers, models and rates."""
+        return await ask(self._bus, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet(), catalog.Snapshot)
+
+    async def call(self, call_id: str, account: str | None) -> metering.CallView:
+        """A call; of this account only, unless None."""
+        request = metering.CallGet(call_id=call_id, account=account)
+        return await ask(self._bus, metering.SERVICE, metering.CALL_GET, request, metering.CallView)
+
+    async def balance(self, account: str) -> metering.Balance:
+        """An account's balance; zero when it was never opened."""
+        request = metering.BalanceGet(account=account)
+        try:
+            return await ask(self._bus, metering.SERVICE, metering.BALANCE, request, metering.Balance)
+        except HubError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
+            zero = Decimal(0)
+            return metering.Balance(account=account, granted=zero, spent=zero, held=zero, available=zero)
+
+    async def open_accounts(self, accounts: Sequence[str], credits_each: Decimal | None) -> None:
+        """Make accounts with a welcome grant each; None = the configured one."""
+        amount = self._welcome_credits if credits_each is None else credits_each
+        request = metering.AccountsOpen(accounts=tuple(accounts), amount=amount, granted_by=identity.SERVICE)
+        await ask(self._bus, metering.SERVICE, metering.ACCOUNTS_OPEN, request, metering.AccountsOpened, 30.0)
+
+    async def grant_welcome(self, account: str, grant_id: str) -> None:
+        """Give an account its welcome grant; the same id again changes nothing."""
+        request = metering.Grant(
+            grant_id=grant_id,
+            account=account,
+            amount=self._welcome_credits,
+            category="welcome",
+            reason="welcome",
+            granted_by=identity.SERVICE,
+        )
+        await ask(self._bus, metering.SERVICE, metering.GRANT, request, Empty)
+
+
+def _check_credits(text: str | None) -> None:
+    if text is not None:
+        try:
+            parse(text)
+        except CreditsError as error:
+            raise HubError(ErrorCode.INVALID_REQUEST, str(error), param="welcome_credits") from error
