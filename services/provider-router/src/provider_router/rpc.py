@@ -1,24 +1,80 @@
 """Answers of provider-router about providers and rates."""
 
 import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
 from faststream.nats import NatsBroker
 
+from contracts import subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import catalog as questions
 from contracts.rpc.catalog import RatesList, RatesPage, RatesSet, RateView, Snapshot, SnapshotGet
 from provider_router.catalog.catalog import Catalog
 from provider_router.catalog.patterns import WILDCARDS_MAX, is_pattern
-from provider_router.sql.store import NewRate
-from runtime.rpc import answer
+from provider_router.catalog.providers import Provider, load
+from provider_router.routing.circuit import Routing
+from provider_router.routing.shared import HealthExchange
+from provider_router.settings import Settings
+from provider_router.sql.store import NewRate, Store
+from runtime.bus import Bus
+from runtime.postgres import pool
+from runtime.process import background
+from runtime.rpc import answer, broker
 
 _PLAIN: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,20})?")
 _CHANGED_BY_MAX: Final = 200
 
 
-def serve(broker: NatsBroker, catalog: Catalog) -> None:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a call needs of providers."""
+
+    providers: Mapping[str, Provider]
+    routing: Routing
+    catalog: Catalog
+
+    async def ready(self) -> bool:
+        """Whether questions can be answered: the rates have been read, and stay in memory from then on."""
+        return self.catalog.loaded
+
+
+@asynccontextmanager
+async def catalog(settings: Settings, process: str, bus: Bus) -> AsyncIterator[Served]:
+    """Providers, rates and routing of this process, with their questions answered while the block runs.
+
+    Raises:
+        catalog.package.PackageError: the price package cannot be read.
+        nats.errors.Error, OSError: the bus is away.
+    """
+    providers = load(settings)
+    async with AsyncExitStack() as stack:
+        database = await pool(
+            settings.database_url.get_secret_value(),
+            name=process,
+            size=settings.database_pool,
+            server_settings={"jit": "off"},
+        )
+        stack.push_async_callback(database.close)
+        js = bus.jetstream()
+        exchange = HealthExchange(js)
+        routing = Routing(providers, settings.attempts_max, exchange.tell)
+        known = Catalog(providers, Store(database), bus, js)
+        await known.start()
+        await stack.enter_async_context(background("catalog", known.run()))
+        await stack.enter_async_context(background("health", exchange.run(routing)))
+        prefix = subjects.inbox_prefix(questions.SERVICE, process)
+        on = broker(settings.nats_url.get_secret_value(), name=f"{process}-rpc", inbox_prefix=prefix)
+        serve(on, known)
+        stack.push_async_callback(on.stop)
+        await on.start()
+        yield Served(providers, routing, known)
+
+
+def serve(on: NatsBroker, catalog: Catalog) -> None:
     """Add the subscribers; the broker is started afterwards."""
 
     async def snapshot(_question: SnapshotGet) -> Snapshot:
@@ -34,9 +90,9 @@ def serve(broker: NatsBroker, catalog: Catalog) -> None:
         after = await catalog.add_rate(new_rate(question))
         return next(rate for rate in after.rates if rate.pattern == question.pattern)
 
-    answer(broker, questions.SERVICE, questions.SNAPSHOT, SnapshotGet, Snapshot, snapshot)
-    answer(broker, questions.SERVICE, questions.RATES_LIST, RatesList, RatesPage, rates_list)
-    answer(broker, questions.SERVICE, questions.RATES_SET, RatesSet, RateView, rates_set)
+    answer(on, questions.SERVICE, questions.SNAPSHOT, SnapshotGet, Snapshot, snapshot)
+    answer(on, questions.SERVICE, questions.RATES_LIST, RatesList, RatesPage, rates_list)
+    answer(on, questions.SERVICE, questions.RATES_SET, RatesSet, RateView, rates_set)
 
 
 def new_rate(question: RatesSet) -> NewRate:

@@ -57,23 +57,41 @@ class Catalog:
         self._announced = 0
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the package's prices and begin to follow the database, which may still be away.
+        """Read the package's prices and listen for changes; `run` then follows the database.
 
         Raises:
             PackageError: the price package cannot be read.
         """
         await self._read_package()
         await self._bus.listen(subjects.CATALOG_CHANGED, self._on_changed)
-        self._task = asyncio.create_task(self._follow(), name="catalog")
 
-    async def stop(self) -> None:
-        """Follow no more; the snapshot stays."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+    async def run(self) -> None:
+        """Read when something changed; until the first success, and after a failure, try every second.
+
+        The database may be away when it starts. Never returns.
+        """
+        configured = False
+        while True:
+            self._wake.clear()
+            try:
+                if self._prices.changes_at is not None and self._prices.changes_at <= datetime.now(UTC):
+                    await self._read_package()
+                    configured = False
+                if not configured:
+                    changed = await self._store.configured(tuple(self._providers.values()), self._configuration())
+                    if changed is not None:
+                        self._announce(changed)
+                    configured = True
+                if self._stored is None or await self._store.revision() != self._stored.revision:
+                    await self._read()
+                await self._put_revision()
+            except (*UNKNOWN_OUTCOME, NatsError, package.PackageError) as error:
+                _log.warning("catalog not read", error=type(error).__name__)
+                await self._sleep(_RETRY_S)
+            else:
+                await self._sleep(_COMPARE_EVERY_S)
 
     @property
     def loaded(self) -> bool:
@@ -100,7 +118,7 @@ class Catalog:
             runtime.postgres.UNKNOWN_OUTCOME: nothing is known; a repeat adds the same rates once more, harmlessly.
         """
         self._announce(await self._store.add_rate(rate))
-        self._wake.set()  # the follower puts the revision into the bucket
+        self._wake.set()  # `run` puts the revision into the bucket
         await self._read()
         return self.snapshot()
 
@@ -120,29 +138,6 @@ class Catalog:
                 _log.warning("catalog answered from memory", announced=self._announced)
         return self.snapshot()
 
-    async def _follow(self) -> None:
-        """Read when something changed; until the first success, and after a failure, try every second."""
-        configured = False
-        while True:
-            self._wake.clear()
-            try:
-                if self._prices.changes_at is not None and self._prices.changes_at <= datetime.now(UTC):
-                    await self._read_package()
-                    configured = False
-                if not configured:
-                    changed = await self._store.configured(tuple(self._providers.values()), self._configuration())
-                    if changed is not None:
-                        self._announce(changed)
-                    configured = True
-                if self._stored is None or await self._store.revision() != self._stored.revision:
-                    await self._read()
-                await self._put_revision()
-            except (*UNKNOWN_OUTCOME, NatsError, package.PackageError) as error:
-                _log.warning("catalog not read", error=type(error).__name__)
-                await self._sleep(_RETRY_S)
-            else:
-                await self._sleep(_COMPARE_EVERY_S)
-
     async def _sleep(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
@@ -151,12 +146,15 @@ class Catalog:
 
     async def _read(self) -> None:
         """Take over what the database says; an older answer that comes late changes nothing."""
+        announced = self._announced
         stored = await self._store.read()
         if self._stored is not None and stored.revision < self._stored.revision:
             return
         self._stored = stored
         self._build()
-        if stored.revision >= self._announced:
+        if stored.revision >= self._announced or announced == self._announced:
+            # Read after the last announcement: that it promised more than there is is not worth waiting for.
+            self._announced = stored.revision
             self._caught_up.set()
 
     async def _read_package(self) -> None:
