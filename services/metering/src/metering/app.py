@@ -1,0 +1,122 @@
+"""Wiring: opens what metering needs, top to bottom; the stack closes it bottom to top."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import structlog
+from nats.errors import Error as NatsError
+
+from contracts import streams, subjects
+from contracts.rpc import metering as questions
+from metering.settings import Settings
+from metering.sql.store import TurnStore, query_pool, turn_pool
+from metering.turns import Turns
+from metering.usage_events import UsageEvents
+from runtime.bus import Bus, StandingPull, opened
+from runtime.liveness import ops_port
+from runtime.postgres import UNKNOWN_OUTCOME, Pool
+
+_log = structlog.get_logger("metering")
+
+
+@asynccontextmanager
+async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
+    """The running service; leaving finishes what waits, then closes."""
+    inbox = subjects.inbox_prefix(questions.SERVICE, process)
+    dsn = settings.database_url.get_secret_value()
+    url = settings.nats_url.get_secret_value()
+    async with AsyncExitStack() as stack:
+        turn_connection = await stack.enter_async_context(_closing(await turn_pool(dsn)))
+        pool = await stack.enter_async_context(_closing(await query_pool(dsn, settings.database_pool)))
+        bus = await opened(url, name=process, inbox_prefix=inbox)
+        stack.push_async_callback(_close_bus, bus)
+        store = TurnStore(
+            turn_connection, timedelta(seconds=settings.lease_s), timedelta(seconds=settings.idempotency_s)
+        )
+        stack.push_async_callback(store.discard)
+        usage = UsageEvents(bus, pool, f"{inbox}.usage")
+        await usage.start()
+        stack.push_async_callback(usage.finish, 2.0)
+        await stack.enter_async_context(_running(usage.run()))
+        pull = StandingPull(
+            bus, streams.SETTLE.stream, streams.SETTLE.durable, lambda *message: turns.on_fact(*message)
+        )
+        turns = Turns(
+            bus,
+            store,
+            pull,
+            usage.publish,
+            settings.turn_max,
+            settings.reserve_wait_s,
+            settings.reserves_max,
+        )
+        await stack.enter_async_context(_turning(turns, settings.drain_s))
+        reserves = await bus.listen(
+            subjects.rpc(questions.SERVICE, questions.RESERVE), turns.on_reserve, queue=questions.SERVICE
+        )
+        stack.push_async_callback(reserves.unsubscribe)
+        await pull.start(inbox)
+        stack.callback(pull.stop)
+
+        async def ready() -> dict[str, bool]:
+            return {"nats": bus.is_connected, "postgres": await _answers(pool)}
+
+        await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
+        yield
+
+
+@asynccontextmanager
+async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
+    """The money loop; leaving lets it finish what waits."""
+    loop = asyncio.create_task(turns.run(), name="turns")
+    async with _running(turns.watch()):
+        try:
+            yield
+        finally:
+            turns.drain()
+            done, _ = await asyncio.wait([loop], timeout=drain_s)
+            if not done:
+                _log.warning("not drained", seconds=drain_s)
+                loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """A task that lives as long as the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _closing(pool: Pool) -> AsyncIterator[Pool]:
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+async def _close_bus(bus: Bus) -> None:
+    """Send what is pending, then close."""
+    try:
+        await bus.flush(timeout=2)
+    except (NatsError, TimeoutError) as error:
+        _log.warning("bus closed with messages unsent", error=type(error).__name__)
+    await bus.close()
+
+
+async def _answers(pool: Pool) -> bool:
+    try:
+        async with asyncio.timeout(2):
+            await pool.fetchval("select 1")
+    except (*UNKNOWN_OUTCOME, asyncpg.PostgresError):
+        return False
+    return True

@@ -1,0 +1,15 @@
+"""Settings of metering."""
+
+from pydantic import Field
+
+from runtime.settings import DatabaseSettings
+
+
+class Settings(DatabaseSettings):
+    """Read once in `__main__`, passed on as values."""
+
+    lease_s: float = Field(30.0, gt=0, le=3600, description="Seconds that a call lives without its lease renewed.")
+    idempotency_s: float = Field(86_400.0, gt=0, description="Seconds that an Idempotency-Key belongs to its call.")
+    turn_max: int = Field(256, gt=0, le=2048, description="Most reserves, and most outcomes, of one transaction.")
+    reserve_wait_s: float = Field(2.0, gt=0, description="Longest wait of a reserve before it is refused with 503.")
+    reserves_max: int = Field(16_384, gt=0, description="Most waiting reserves of one process; more are refused.")

@@ -1,0 +1,1 @@
+"""Schema `metering`: its migrations, and the only module that speaks SQL of the turn."""

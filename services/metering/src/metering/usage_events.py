@@ -1,0 +1,269 @@
+"""Settled calls → CloudEvents on USAGE: at once from memory, and again from the books if that was lost.
+
+Per account the ledger's sequence is contiguous and becomes visible in order, so "sent up to" per account is all that
+has to be remembered. It moves over acknowledged events only and never over a gap; what several processes have
+acknowledged meets in the database. Events behind it are read from the books and published again, under the same id.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+import structlog
+from nats.errors import Error as NatsError
+
+from contracts import subjects
+from contracts.cloudevent import CONTENT_TYPE, usage_event
+from contracts.events import UsageRecorded
+from contracts.subjects import CallKind
+from contracts.usage import Rates, Usage, UsageSource
+from metering import metrics
+from metering.pricing import as_texts
+from metering.sql.store import Settled, TurnResult
+from metering.times import iso_ms
+from runtime.bus import Bus, header_block
+from runtime.postgres import UNKNOWN_OUTCOME, Pool
+
+_log = structlog.get_logger("usage_events")
+_ENCODE: Final = msgspec.json.Encoder().encode
+_RATES: Final = msgspec.json.Decoder(Rates)
+_FLUSH_S: Final = 1.0
+_CATCH_UP_S: Final = 30.0
+_ACK_WAIT_S: Final = 10.0
+_ACKED_MAX: Final = 200_000
+"""Acknowledged events that wait for a gap before them; beyond it they are forgotten and read from the books again."""
+_PAGE: Final = 1000
+_FORWARD: Final = "select account, seq from metering.forward_usage_sent($1, $2, $3)"
+_BEHIND: Final = """
+select l.account, l.acct_seq, l.amount, c.*
+from (
+    select a.id, coalesce(s.seq, 0) as sent
+    from metering.account a left join metering.usage_sent s on s.account = a.id
+    where a.seq > coalesce(s.seq, 0) and not a.id = any ($2)
+    limit $1
+) b
+cross join lateral (
+    select * from metering.ledger l
+    where l.account = b.id and l.acct_seq > b.sent and l.at < now() - interval '5 s'
+    order by l.acct_seq limit $1
+) l
+join metering.model_call c on c.id = l.call_id
+order by l.account, l.acct_seq
+limit $1
+"""
+
+
+@dataclass(slots=True)
+class UsageEvents:
+    """Publishes usage events and keeps "sent up to"."""
+
+    bus: Bus
+    pool: Pool
+    inbox: str
+    """Under the process' inbox prefix: PubAcks come to `<inbox>.<number>`."""
+    _number: int = 0
+    _under_way: dict[int, tuple[str, int, float]] = field(default_factory=dict)
+    """Number → account, sequence, when it was sent."""
+    _acked: dict[str, list[int]] = field(default_factory=dict)
+    _acked_count: int = 0
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while nothing is under way."""
+
+    async def start(self) -> None:
+        """Listen for PubAcks."""
+        self._settled.set()
+        await self.bus.listen(f"{self.inbox}.*", self._on_ack)
+
+    def publish(self, result: TurnResult) -> None:
+        """The events of one turn; what cannot be sent now is found by `catch_up`."""
+        at = iso_ms(result.at)
+        for settled in result.settled:
+            self._publish(_from_memory(settled, at))
+
+    async def run(self) -> None:
+        """Flush every second, catch up at start and every half minute."""
+        loop = asyncio.get_running_loop()
+        next_catch_up = loop.time()
+        while True:
+            try:
+                await self.flush()
+                if loop.time() >= next_catch_up:
+                    next_catch_up = loop.time() + _CATCH_UP_S
+                    await self.catch_up()
+            except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
+                _log.warning("usage events wait", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(_FLUSH_S)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the last PubAcks and flush them; whatever is missing is sent again by the next process."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+                await self.flush()
+        except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
+            _log.warning("usage events left for later", error=type(error).__name__)
+
+    async def flush(self) -> None:
+        """Move "sent up to" of all accounts that have acknowledged events, one statement for all.
+
+        Raises:
+            asyncpg.PostgresError, OSError, TimeoutError: nothing is forgotten, the next flush repeats it.
+        """
+        self._forget_unanswered()
+        runs = [(account, *_first_run(sequences)) for account, sequences in self._acked.items()]
+        if not runs:
+            return
+        rows = await self.pool.fetch(
+            _FORWARD, [run[0] for run in runs], [run[1] for run in runs], [run[2] for run in runs]
+        )
+        for account, sent in rows:
+            left = [sequence for sequence in self._acked.pop(account) if sequence > sent]
+            if left:
+                self._acked[account] = left
+        self._acked_count = sum(map(len, self._acked.values()))
+        if self._acked_count > _ACKED_MAX:
+            self._acked.clear()
+            self._acked_count = 0
+
+    async def catch_up(self) -> int:
+        """Publish again what the books have and the bus may not; returns how many events.
+
+        Raises:
+            asyncpg.PostgresError, OSError, TimeoutError: the books could not be read.
+        """
+        total = 0
+        while self.bus.is_connected:
+            busy = list({account for account, _, _ in self._under_way.values()})
+            rows = await self.pool.fetch(_BEHIND, _PAGE, busy)
+            for row in rows:
+                self._publish(_from_books(row))
+            total += len(rows)
+            metrics.USAGE_CAUGHT_UP.inc(len(rows))
+            if rows:
+                _log.info("usage events published again", events=len(rows))
+            if len(rows) < _PAGE or not await self._answered():
+                break
+            await self.flush()
+        return total
+
+    async def _answered(self) -> bool:
+        try:
+            async with asyncio.timeout(_ACK_WAIT_S):
+                await self._settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _publish(self, data: UsageRecorded) -> None:
+        event = usage_event(data)
+        self._number += 1
+        try:
+            self.bus.send(
+                subjects.usage_recorded(_kind(data.kind)),
+                _ENCODE(event),
+                f"{self.inbox}.{self._number}",
+                header_block(Nats_Msg_Id=event.id, Content_Type=CONTENT_TYPE),
+            )
+        except NatsError as error:
+            _log.warning("usage event not sent", error=type(error).__name__)
+            return
+        self._under_way[self._number] = (data.account, data.sequence, asyncio.get_running_loop().time())
+        self._settled.clear()
+
+    def _on_ack(self, subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
+        sent = self._under_way.pop(int(subject.rsplit(b".", 1)[1]), None)
+        if not self._under_way:
+            self._settled.set()
+        if sent is None or not payload or b'"error"' in payload:
+            return  # the stream is away or full: `catch_up` sends it again
+        account, sequence, _ = sent
+        metrics.USAGE_STORED.inc()
+        self._acked.setdefault(account, []).append(sequence)
+
+    def _forget_unanswered(self) -> None:
+        oldest = asyncio.get_running_loop().time() - _ACK_WAIT_S
+        for number in [number for number, (_, _, at) in self._under_way.items() if at < oldest]:
+            del self._under_way[number]
+        if not self._under_way:
+            self._settled.set()
+
+
+def _kind(kind: str) -> CallKind:
+    try:
+        return CallKind(kind)
+    except ValueError:
+        return CallKind.CHAT
+
+
+def _first_run(sequences: list[int]) -> tuple[int, int]:
+    """First and last of the first contiguous run; sorts in place."""
+    sequences.sort()
+    first = last = sequences[0]
+    for sequence in sequences:
+        if sequence > last + 1:
+            break
+        last = sequence
+    return first, last
+
+
+def _from_memory(settled: Settled, at: str) -> UsageRecorded:
+    fact = settled.arrival.fact
+    candidate = fact.candidate
+    return UsageRecorded(
+        call_id=fact.call_id,
+        account=fact.account,
+        sequence=settled.sequence,
+        state=str(fact.state),
+        outcome=fact.outcome,
+        credits=settled.credits,
+        kind=fact.kind,
+        model=settled.model,
+        provider="" if candidate is None else candidate.provider,
+        usage=fact.usage,
+        rates={} if candidate is None else as_texts(candidate.rates),
+        user=settled.user,
+        project=settled.project,
+        key_id=settled.key_id,
+        overrun=settled.overrun,
+        written_off=settled.written_off,
+        duration_ms=fact.duration_ms,
+        first_byte_ms=fact.first_byte_ms,
+        settled_at=at,
+        trace_id=fact.trace_id,
+    )
+
+
+def _from_books(row: "asyncpg.Record | dict[str, Any]") -> UsageRecorded:
+    counts = {
+        name: row[name] or 0
+        for name in (
+            "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens",
+        )
+    }  # fmt: skip
+    settled_at: datetime = row["settled_at"]
+    return UsageRecorded(
+        call_id=str(row["id"]),
+        account=row["account"],
+        sequence=row["acct_seq"],
+        state=row["state"],
+        outcome=row["outcome"] or "",
+        credits=f"{row['amount']:f}",
+        kind=row["kind"],
+        model=row["model"],
+        provider=row["provider"] or "",
+        usage=Usage(**counts, source=UsageSource(row["usage_source"] or "reported")),
+        rates={} if row["rates"] is None else as_texts(_RATES.decode(row["rates"])),
+        user=row["user_did"],
+        project=row["project"],
+        key_id=row["key_id"],
+        overrun=f"{row['overrun']:f}",
+        written_off=f"{row['written_off']:f}",
+        duration_ms=int(row["duration_s"] * 1000),
+        first_byte_ms=row["first_byte_ms"] or 0,
+        settled_at=iso_ms(settled_at),
+        trace_id=row["trace_id"],
+    )
