@@ -7,7 +7,7 @@ import msgspec
 
 from contracts.events import Outcome
 from contracts.usage import TOKENS_MAX, Usage, UsageSource
-from provider_router import sse
+from provider_router import json_body, sse
 from provider_router.adapters.adapter import Ending
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -168,3 +168,15 @@ def message_text(message: object) -> str:
     if isinstance(content, list):
         texts += [part.get("text") for part in content if isinstance(part, dict)]
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def answer_text(body: bytes) -> str:
+    """Text of a whole answer in OpenAI's form."""
+    choices: Any = msgspec.json.decode(body, type=dict[str, Any]).get("choices")
+    return "".join(message_text(choice.get("message")) for choice in choices if isinstance(choice, dict))
+
+
+def answer_with_usage(ending: Ending, usage: Usage) -> Ending:
+    """A whole answer with this usage object in place of the provider's, as the last member."""
+    held, splice_at = json_body.with_object(ending.held, "usage", usage_object(usage))
+    return Ending(held, splice_at, usage, ending.finish_reason, ending.outcome)

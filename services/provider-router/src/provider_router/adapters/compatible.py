@@ -5,6 +5,7 @@ whole events leaves as it came, after four searches for what would end that.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -50,10 +51,12 @@ class CompatibleAdapter:
 
     Args:
         name: the kind under which it is registered.
+        capabilities: what it claims; of real providers everything, since what one cannot do it says itself.
     """
 
-    def __init__(self, name: str = "openai") -> None:
+    def __init__(self, name: str = "openai", capabilities: Iterable[Capability] = Capability) -> None:
         self._name = name
+        self._capabilities = frozenset(capabilities)
 
     @property
     def name(self) -> str:
@@ -62,8 +65,8 @@ class CompatibleAdapter:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Everything: what the provider cannot do it says itself."""
-        return frozenset(Capability)
+        """What it claims."""
+        return self._capabilities
 
     def request(self, body: bytes, model: str, *, stream: bool) -> UpstreamRequest:
         """The client's body with the provider's name of the model; a stream always asks for usage.
@@ -107,13 +110,11 @@ class CompatibleAdapter:
 
     def answer_text(self, body: bytes) -> str:
         """Text of a whole answer, for counting."""
-        decoded: Any = msgspec.json.decode(body)
-        return "".join(chat_form.message_text(choice.get("message")) for choice in decoded["choices"])
+        return chat_form.answer_text(body)
 
     def with_usage(self, ending: Ending, usage: Usage) -> Ending:
         """The answer with this usage object in place of the provider's, as the last member."""
-        held, splice_at = json_body.with_object(ending.held, "usage", chat_form.usage_object(usage))
-        return Ending(held, splice_at, usage, ending.finish_reason, ending.outcome)
+        return chat_form.answer_with_usage(ending, usage)
 
     def translation(
         self,
