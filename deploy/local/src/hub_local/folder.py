@@ -144,11 +144,15 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process with this pid exists."""
+    """Whether a process with this pid works; one that has ended and was not waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
+    except OSError:
+        return True  # no /proc on this system
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}

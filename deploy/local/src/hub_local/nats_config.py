@@ -2,32 +2,41 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.permissions import USERS, Permissions
 
 
-def write(folder: Path, port: int, http_port: int, passwords: dict[str, str], *, sync_always: bool) -> Path:
-    """Write the file, readable by its owner only; returns its path."""
-    file = folder / "nats.conf"
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the server keeps its streams and where it listens."""
+
+    store: str
+    port: int
+    http_port: int
+    host: str = "127.0.0.1"
+
+
+def write(file: Path, listen: Listen, passwords: dict[str, str], *, sync_always: bool) -> None:
+    """Write the file, readable by its owner only."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(render(folder, port, http_port, passwords, sync_always=sync_always))
-    return file
+        out.write(render(listen, passwords, sync_always=sync_always))
 
 
-def render(folder: Path, port: int, http_port: int, passwords: dict[str, str], *, sync_always: bool) -> str:
+def render(listen: Listen, passwords: dict[str, str], *, sync_always: bool) -> str:
     """The text of the configuration."""
     sync = "always" if sync_always else '"2m"'  # a bare 2m would be the number two million
     users = "\n".join(_user(name, passwords[name], permissions) for name, permissions in USERS.items())
     return f"""server_name: hub
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{http_port}"
+listen: "{listen.host}:{listen.port}"
+http: "{listen.host}:{listen.http_port}"
 max_payload: 8MB
 max_pending: 64MB
 write_deadline: "10s"
 jetstream {{
-  store_dir: {json.dumps(str(folder / "store"))}
+  store_dir: {json.dumps(listen.store)}
   max_memory_store: 512MB
   max_file_store: 64GB
   sync_interval: {sync}

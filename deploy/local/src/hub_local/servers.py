@@ -1,6 +1,5 @@
 """NATS and PostgreSQL from wheels, as programs that the supervisor or a test keeps running."""
 
-import asyncio
 import functools
 import importlib.metadata
 import importlib.util
@@ -19,9 +18,9 @@ import asyncpg
 from hub_local import nats_config
 from hub_local.credentials import ADMIN, Credentials
 from hub_local.folder import DataFolder
-from hub_local.programs import Identity, Program, finish, http_status, spawn
+from hub_local.programs import Identity, Program, http_status, spawn
 
-_SETTINGS: Final = {
+SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",  # a socket's path may not be longer than 107 bytes; TCP is as fast
     "max_connections": "60",
@@ -45,7 +44,9 @@ _SETTINGS: Final = {
     "log_line_prefix": "",
     "idle_in_transaction_session_timeout": "60s",
 }
-_FAST: Final = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""PostgreSQL on a small machine that does other things too."""
+FAST: Final = {"fsync": "off", "full_page_writes": "off"}
+"""What `HUB_DB_FAST` changes: a commit still survives `kill -9` of the server, but not a power cut."""
 
 
 class ServerError(Exception):
@@ -85,7 +86,10 @@ class Servers:
             ServerError: initdb failed.
         """
         nats_config.write(
-            self.folder.nats, self.ports.nats, self.ports.nats_http, self.credentials.nats, sync_always=self.sync_always
+            self.folder.nats / "nats.conf",
+            nats_config.Listen(str(self.folder.nats / "store"), self.ports.nats, self.ports.nats_http),
+            self.credentials.nats,
+            sync_always=self.sync_always,
         )
         if self.is_new:
             await self._initdb()
@@ -103,7 +107,7 @@ class Servers:
 
     def postgres(self) -> Program:
         """The PostgreSQL server."""
-        settings = {"port": str(self.ports.postgres), **_SETTINGS, **(_FAST if self.fast else {})}
+        settings = {"port": str(self.ports.postgres), **SETTINGS, **(FAST if self.fast else {})}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return Program(
             name="postgres",
@@ -173,54 +177,6 @@ class Servers:
             shutil.rmtree(fresh, ignore_errors=True)
             raise ServerError(f"initdb failed: {output.decode(errors='replace')[-2000:]}")
         fresh.rename(self.folder.postgres / "data")
-
-
-class RunningServers:
-    """Both servers started by themselves, without a supervisor: for tests and for maintenance commands."""
-
-    def __init__(self, servers: Servers) -> None:
-        self.servers = servers
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
-        self._programs: dict[str, Program] = {}
-        self._readers: list[asyncio.Task[None]] = []
-
-    async def start(self, *names: str) -> None:
-        """Start `nats` and `postgres`, or only those that are named, and wait until they are ready.
-
-        Raises:
-            ServerError: one of them ended instead.
-        """
-        if not self._programs:
-            await self.servers.prepare()
-        self._programs = {"nats": self.servers.nats(), "postgres": self.servers.postgres()}
-        await asyncio.gather(*(self._start(self._programs[name]) for name in names or self._programs))
-
-    async def stop(self) -> None:
-        """End both, in order."""
-        for name, process in self.processes.items():
-            program = self._programs[name]
-            await finish(process, program.stop_signal, program.stop_within_s)
-        await asyncio.gather(*self._readers)
-        self._readers.clear()
-        self.processes.clear()
-
-    async def _start(self, program: Program) -> None:
-        process = await spawn(program)
-        self.processes[program.name] = process
-        lines: list[bytes] = []
-        self._readers.append(asyncio.create_task(_keep_last(process, lines)))
-        while not await program.ready():
-            if process.returncode is not None:
-                text = b"".join(lines).decode(errors="replace")
-                raise ServerError(f"{program.name} ended with code {process.returncode}: {text}")
-            await asyncio.sleep(0.02)
-
-
-async def _keep_last(process: asyncio.subprocess.Process, lines: list[bytes]) -> None:
-    assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
-    async for line in process.stdout:
-        lines.append(line)
-        del lines[:-40]
 
 
 @functools.cache

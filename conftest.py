@@ -1,0 +1,3 @@
+"""Fixtures that every part's tests share."""
+
+pytest_plugins = ["rig.fixtures"]

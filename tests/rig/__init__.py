@@ -1,0 +1,1 @@
+"""What tests that need real servers and real processes stand on."""
