@@ -5,7 +5,7 @@ Times are `time.monotonic()`: uvloop's own clock counts whole milliseconds.
 
 import asyncio
 import time
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._now = 0.0
         self._whole = False
+        self._keep_alive = True
         self._fault: str | None = None
         self.busy = False
         self.is_stream = False
@@ -121,8 +122,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Tell the owner."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing.
         self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
             self._whole = False
             self.busy = False
             self.ended_at = self._now
-            if not self._parser.should_keep_alive():
+            if not self._keep_alive:
                 self._transport.close()
             self._owner.answered(self)
 
@@ -176,7 +176,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end, unless it was an interim answer."""
-        self._whole = self.status >= 200  # noqa: PLR2004 - HTTP: 1xx is not the answer
+        self._whole = self.status >= 200  # HTTP: 1xx is not the answer.
+        self._keep_alive = self._parser.should_keep_alive()
 
 
 _EVENT: Final = b"data:"

@@ -23,7 +23,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     Raises:
         ValueError: no values, or `percent` is not in (0, 100].
     """
-    if not ordered or not 0 < percent <= 100:  # noqa: PLR2004 - per cent
+    if not ordered or not 0 < percent <= 100:
         message = f"no percentile {percent} of {len(ordered)} values"
         raise ValueError(message)
     return ordered[math.ceil(percent / 100 * len(ordered)) - 1]

@@ -13,9 +13,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import uvloop
@@ -72,9 +73,7 @@ class Load:
         self._options = options
         self._pace_per_s = plan.pace_per_s if options.stream else 0
         body = question(options.model, stream=options.stream)
-        self._requests = itertools.cycle(
-            [render_request(options.target, key, body) for key in options.keys]
-        )
+        self._requests = itertools.cycle([render_request(options.target, key, body) for key in options.keys])
         self.recorder = Recorder(
             stream=options.stream,
             pieces=pieces,
@@ -84,10 +83,22 @@ class Load:
         self._connections: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._ended = False
         self._over = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._all_lost = asyncio.Event()
+        self._ended_before = 0
+        self._progress_at = 0.0
+        self._bug: BaseException | None = None
 
     async def run(self) -> Result:
-        """Warm up, measure, wait for the last answers."""
+        """Warm up, measure, wait for the last answers.
+
+        Raises:
+            Exception: whatever a callback raised; figures of such a run are worth nothing.
+        """
+        asyncio.get_running_loop().set_exception_handler(self._callback_raised)
+        self._progress_at = time.monotonic()
         sweep = asyncio.create_task(self._sweep())
         self._start()
         await asyncio.sleep(self._options.warmup_s)
@@ -99,10 +110,15 @@ class Load:
         self._close_window()
         await self._drain()
         sweep.cancel()
+        if self._bug is not None:
+            raise self._bug
         return self.recorder.result()
 
     def opened(self, connection: Connection) -> None:
         """Put a new connection to use."""
+        if self._ended:
+            connection.close()
+            return
         self._connections.add(connection)
         self.recorder.connections += 1
         self._ready(connection)
@@ -123,6 +139,8 @@ class Load:
         self._check_over()
         if not self._stopping:
             self._connect()
+        elif self._ended and not self._connections:
+            self._all_lost.set()
 
     def _start(self) -> None:
         raise NotImplementedError
@@ -180,11 +198,28 @@ class Load:
         total = self.recorder.total
         if self._options.requests and total.ok + total.failures >= self._options.requests:
             self._over.set()
+        if self._stopping and self._is_quiet():
+            self._quiet.set()
+
+    def _check_progress(self) -> None:
+        """Let a run of so many requests end short when nothing ends any more."""
+        ended = self.recorder.total.ok + self.recorder.total.failures
+        if ended != self._ended_before:
+            self._ended_before = ended
+            self._progress_at = time.monotonic()
+        elif time.monotonic() - self._progress_at > 2 * self._options.timeout_s:  # Single time-outs end by themselves.
+            self._over.set()
+
+    def _callback_raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._bug = context.get("exception") or RuntimeError(context["message"])
+        loop.default_exception_handler(context)
+        self._over.set()
 
     async def _sweep(self) -> None:
         """Give up on answers that take too long: one look for all, not a timer for each."""
         while True:
             await asyncio.sleep(_SWEEP_S)
+            self._check_progress()
             oldest = time.monotonic() - self._options.timeout_s
             for connection in tuple(self._connections):
                 if connection.busy and connection.sent_at < oldest:
@@ -192,11 +227,11 @@ class Load:
 
     async def _drain(self) -> None:
         """Wait for the answers under way; what is not there in time has failed."""
-        deadline = time.monotonic() + self._options.timeout_s
-        while time.monotonic() < deadline and (
-            self._unsent() or any(c.busy for c in self._connections)
-        ):
-            await asyncio.sleep(0.01)
+        if self._is_quiet():
+            self._quiet.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), self._options.timeout_s)
+        self._ended = True
         for due_at in self._unsent():
             self.recorder.sent()
             self.recorder.failed("never sent", due_at=due_at, ended_at=time.monotonic())
@@ -207,8 +242,11 @@ class Load:
                 connection.close()
         for task in tuple(self._connecting):
             task.cancel()
-        while self._connections:
-            await asyncio.sleep(0.001)
+        if self._connections:
+            await self._all_lost.wait()
+
+    def _is_quiet(self) -> bool:
+        return self._stopping and not self._unsent() and not any(c.busy for c in self._connections)
 
 
 class ClosedLoop(Load):

@@ -1,7 +1,8 @@
 """CPU and memory of processes, from /proc (Linux).
 
 A name stands for one or more processes with all their threads and descendants: PostgreSQL is its
-postmaster. A child that ends between two looks is not lost: its parent keeps its time.
+postmaster. Descendants with a name of their own count only there. A child that ends between two
+looks is not lost: its parent keeps its time.
 """
 
 import os
@@ -76,7 +77,7 @@ def snapshot(processes: Processes) -> Snapshot:
         ProcessGoneError: one of them has ended.
     """
     stats = _read_all()
-    children = _children(stats)
+    children = _children(stats, {pid for pids in processes.values() for pid in pids})
     cpu_s: dict[str, float] = {}
     for name, pids in processes.items():
         members = [member for pid in pids for member in _tree(name, pid, stats, children)]
@@ -102,7 +103,7 @@ def memory(processes: Processes) -> dict[str, Memory]:
         ProcessGoneError: one of them has ended.
     """
     stats = _read_all()
-    children = _children(stats)
+    children = _children(stats, {pid for pids in processes.values() for pid in pids})
     found: dict[str, Memory] = {}
     for name, pids in processes.items():
         parts = [_memory_of(m) for pid in pids for m in _tree(name, pid, stats, children)]
@@ -112,25 +113,24 @@ def memory(processes: Processes) -> dict[str, Memory]:
 
 def _read_all() -> dict[int, Stat]:
     stats: dict[int, Stat] = {}
-    for entry in os.listdir(_PROC):
-        if entry.isdigit():
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
             try:
-                stats[int(entry)] = parse_stat((_PROC / entry / "stat").read_text())
+                stats[int(entry.name)] = parse_stat((entry / "stat").read_text())
             except (FileNotFoundError, ProcessLookupError):
                 continue  # It ended between the listing and the look; its parent has its time.
     return stats
 
 
-def _children(stats: Mapping[int, Stat]) -> dict[int, list[int]]:
+def _children(stats: Mapping[int, Stat], named: set[int]) -> dict[int, list[int]]:
     children: dict[int, list[int]] = defaultdict(list)
     for pid, stat in stats.items():
-        children[stat.parent].append(pid)
+        if pid not in named:
+            children[stat.parent].append(pid)
     return children
 
 
-def _tree(
-    name: str, root: int, stats: Mapping[int, Stat], children: Mapping[int, list[int]]
-) -> list[int]:
+def _tree(name: str, root: int, stats: Mapping[int, Stat], children: Mapping[int, list[int]]) -> list[int]:
     if root not in stats:
         message = f"{name} (process {root}) has ended"
         raise ProcessGoneError(message)

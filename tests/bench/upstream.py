@@ -12,13 +12,14 @@ It counts what it was asked: `GET /counts`, and on standard output when it ends.
 import argparse
 import asyncio
 import gc
+import os
 import re
 import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 
 import httptools
 import msgspec
@@ -30,9 +31,7 @@ MODELS: Final = ("bench-json", "bench-burst", "bench-chunks", "bench-paced-50")
 CHUNKS: Final = 100
 _CHUNKS_MAX: Final = 100_000
 _BODY_BYTES_MAX: Final = 32 * 1024 * 1024
-_MODEL: Final = re.compile(
-    r"(?:.*/)?bench-(?P<how>json|burst|chunks|paced-(?P<pace>\d{1,4}))(?:-(?P<chunks>\d{1,6}))?"
-)
+_MODEL: Final = re.compile(r"(?:.*/)?bench-(?P<how>json|burst|chunks|paced-(?P<pace>\d{1,4}))(?:-(?P<chunks>\d{1,6}))?")
 
 
 class Counts(msgspec.Struct):
@@ -96,13 +95,13 @@ def plan_of(model: str) -> Plan | None:
         return None
     pace = int(match["pace"] or 0)
     chunks = int(match["chunks"] or CHUNKS)
-    if match["pace"] == "0" or not 3 <= chunks <= _CHUNKS_MAX:  # noqa: PLR2004 - role, text, end
+    if match["pace"] == "0" or not 3 <= chunks <= _CHUNKS_MAX:
         return None
     return Plan(one_write=match["how"] in {"json", "burst"}, pace_per_s=pace, chunks=chunks)
 
 
 @lru_cache(maxsize=256)
-def json_response(model: str, keep_alive: bool) -> bytes:  # noqa: FBT001 - part of the cache's key
+def json_response(model: str, keep_alive: bool) -> bytes:
     """Render the whole JSON answer of a model."""
     return _response(b"200 OK", json_answer(model), keep_alive=keep_alive)
 
@@ -111,8 +110,8 @@ def json_response(model: str, keep_alive: bool) -> bytes:  # noqa: FBT001 - part
 def stream_writes(
     model: str,
     plan: Plan,
-    include_usage: bool,  # noqa: FBT001 - part of the cache's key
-    keep_alive: bool,  # noqa: FBT001 - part of the cache's key
+    include_usage: bool,
+    keep_alive: bool,
 ) -> tuple[bytes, ...]:
     """Render a stream as the writes that make it: the head goes with the first chunk."""
     script = stream_script(model, plan.chunks, include_usage)
@@ -135,6 +134,7 @@ class Connection(asyncio.Protocol):
         self._open_now = open_now
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
+        self._fd = -1
         self._waiting: deque[Request] = deque()
         self._url = b""
         self._parts: list[bytes] = []
@@ -154,8 +154,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to listen to a client."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing.
+        self._fd = transport.get_extra_info("socket").fileno()
         self._counts.connections += 1
         self._open_now.add(self)
 
@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Look for the one header that asks for something."""
-        if len(name) == 6 and name.lower() == b"expect":  # noqa: PLR2004 - length of "expect"
+        if len(name) == 6 and name.lower() == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
@@ -229,9 +229,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Answer, or queue behind the answer that is being written."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        request = Request(
-            self._parser.get_method(), self._url, body, self._parser.should_keep_alive()
-        )
+        request = Request(self._parser.get_method(), self._url, body, self._parser.should_keep_alive())
         if self._too_large:
             self._refuse(b"413 Content Too Large", "body too large", keep_alive=False)
         elif self._parser.get_http_version() != "1.1":
@@ -245,17 +243,15 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         path = request.path.partition(b"?")[0]
-        if request.method == b"POST" and path.endswith(b"/chat/completions"):
+        if request.method == b"POST" and path == b"/v1/chat/completions":
             self._chat(request)
-        elif request.method == b"GET" and path.endswith(b"/models"):
+        elif request.method == b"GET" and path == b"/v1/models":
             self._reply(_response(b"200 OK", _models(), keep_alive=request.keep_alive), request)
         elif request.method == b"GET" and path == b"/counts":
             body = msgspec.json.encode(self._counts)
             self._reply(_response(b"200 OK", body, keep_alive=request.keep_alive), request)
         else:
-            self._reply(
-                _error(b"404 Not Found", "no such path", keep_alive=request.keep_alive), request
-            )
+            self._reply(_error(b"404 Not Found", "no such path", keep_alive=request.keep_alive), request)
 
     def _chat(self, request: Request) -> None:
         self._counts.requests += 1
@@ -284,17 +280,33 @@ class Connection(asyncio.Protocol):
     def _write_next(self) -> None:
         """Write one part of the stream and arrange for the next."""
         self._next = None
-        if self._paused:
+        if self._paused or self._transport.is_closing():
             return
-        self._transport.write(self._writes[self._written])
+        self._send(self._writes[self._written])
+        if self._transport.is_closing():
+            return  # `connection_lost` counts the stream as cut.
         self._written += 1
         if self._written == len(self._writes):
             self._end_stream()
         elif self._pace_per_s:
             due = self._started_at + self._written / self._pace_per_s
             self._next = self._loop.call_at(due, self._write_next)
-        elif self._next is None and not self._transport.is_closing():
+        else:
             self._next = self._loop.call_soon(self._write_next)
+
+    def _send(self, data: bytes) -> None:
+        """Write straight to the socket: half of what the transport's own way costs for a chunk."""
+        sent = 0
+        if not self._transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0  # The socket is full: the transport keeps the rest and says when to pause.
+            except ConnectionError:
+                self._transport.abort()
+                return
+        if sent < len(data):
+            self._transport.write(data[sent:])
 
     def _end_stream(self) -> None:
         self._counts.streams_finished += 1
@@ -351,9 +363,7 @@ async def serve(host: str, port: int) -> Counts:
     loop = asyncio.get_running_loop()
     counts = Counts()
     open_now: set[Connection] = set()
-    server = await loop.create_server(
-        lambda: Connection(loop, counts, open_now), host, port, backlog=4096
-    )
+    server = await loop.create_server(lambda: Connection(loop, counts, open_now), host, port, backlog=4096)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
