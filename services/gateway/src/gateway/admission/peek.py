@@ -333,3 +333,14 @@ def _wrong(message: str, param: str | None) -> HubError:
 
 def _too_deep() -> HubError:
     return HubError(ErrorCode.INVALID_REQUEST, f"Objects and arrays may be nested at most {DEPTH_MAX} deep.")
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """OpenAPI schemas of a chat body as it is checked here: `name` and what it refers to."""
+    _, schemas = msgspec.json.schema_components([_Body], ref_template=f"#/components/schemas/{name}{{name}}")
+    text = msgspec.json.encode({f"{name}{key}": value for key, value in schemas.items()}).decode()
+    renamed: dict[str, Any] = msgspec.json.decode(text.replace(f"{name}_", name))
+    renamed[name] = renamed.pop(f"{name}Body")
+    for key, value in renamed.items():
+        value["title"] = key
+    return renamed

@@ -11,19 +11,15 @@ _JSON: Final = b"application/json"
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-class ErrorObject(msgspec.Struct, omit_defaults=False):
+class ErrorObject(msgspec.Struct):
     """OpenAI's error object."""
 
     message: str
     type: str
     param: str | None
     code: str | None
-
-
-class CallErrorObject(ErrorObject):
-    """The same for an error that belongs to a call."""
-
-    call_id: str
+    call_id: str | msgspec.UnsetType = msgspec.UNSET
+    """Of the call that the error belongs to, when there is one."""
 
 
 class ErrorBody(msgspec.Struct):
@@ -82,6 +78,5 @@ def admin_body(error: HubError) -> bytes:
 def _object(error: HubError) -> ErrorObject:
     kind = error.provider_type or ERRORS[error.code].type
     code = error.provider_code or str(error.code)
-    if error.call_id is None:
-        return ErrorObject(error.message, kind, error.param, code)
-    return CallErrorObject(error.message, kind, error.param, code, error.call_id)
+    call_id = msgspec.UNSET if error.call_id is None else error.call_id
+    return ErrorObject(error.message, kind, error.param, code, call_id)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 import msgspec
@@ -11,7 +11,8 @@ from asyncpg.pool import PoolConnectionProxy
 from contracts.rpc.identity import Role
 from runtime.postgres import Pool
 
-Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Reader: TypeAlias = "Pool | Connection"
 _BOOTSTRAP_LOCK = 5_118_203_377_921
 
 _KEY = """select k.id, k.digest, k.user_did, u.account, k.role, k.name, k.revoked_at is not null as revoked
@@ -73,7 +74,7 @@ class Owner(NamedTuple):
     account: str
 
 
-async def key_row(connection: Pool | Connection, key_id: str) -> KeyRow | None:
+async def key_row(connection: Reader, key_id: str) -> KeyRow | None:
     """One key, revoked or not."""
     row = await connection.fetchrow(_KEY, key_id)
     return None if row is None else KeyRow(*row)
