@@ -1,7 +1,7 @@
 """RPC outside the bytes path: FastStream subscribers that answer with a value or an error code, and their callers."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from faststream.nats import NatsBroker
@@ -15,6 +15,8 @@ from runtime.bus import Bus
 from runtime.postgres import UNKNOWN_OUTCOME
 
 _log = structlog.get_logger("rpc")
+MODELS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {}
+"""Request and reply by subject: FastStream sees bytes, readers of the AsyncAPI document see the models."""
 Q = TypeVar("Q", bound=BaseModel)
 A = TypeVar("A", bound=BaseModel)
 
@@ -36,7 +38,7 @@ def broker(url: str, *, name: str, inbox_prefix: str) -> NatsBroker:
 
 
 def answer(
-    on: NatsBroker, service: str, method: str, request: type[Q], reply: type[A], handler: Callable[[Q], Awaitable[A]]
+    on: NatsBroker, service: str, method: str, request: type[Q], _reply: type[A], handler: Callable[[Q], Awaitable[A]]
 ) -> None:
     """Serve one method: `handler` returns the reply, or raises `HubError` with the code that the caller gets.
 
@@ -60,9 +62,6 @@ def answer(
             _log.exception("rpc failed", method=method)
             return _problem(ErrorCode.INTERNAL_ERROR, f"{service} failed to answer {method}; its log says why.")
         return b'{"ok":%s}' % ok.model_dump_json().encode()
-
-    # The schema of the document: FastStream sees bytes, readers of the AsyncAPI document see the models.
-    serve.hub_models = (request, reply)  # type: ignore[attr-defined]
 
 
 async def ask(bus: Bus, service: str, method: str, request: BaseModel, reply: type[A], timeout_s: float = 5.0) -> A:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
@@ -116,6 +116,18 @@ class Tracing:
         return CallSpan(
             span, TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", bool(own.trace_flags.sampled))
         )
+
+    def instrument(self, fastapi_app: Any = None) -> None:
+        """Spans for every SQL statement and, given an application, one for each of its requests."""
+        from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor  # noqa: PLC0415 - only where it is on
+
+        AsyncPGInstrumentor().instrument(tracer_provider=self._provider)  # type: ignore[no-untyped-call]
+        if fastapi_app is not None:
+            from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415
+
+            FastAPIInstrumentor.instrument_app(
+                fastapi_app, tracer_provider=self._provider, exclude_spans=["send", "receive"], excluded_urls="healthz"
+            )
 
     def shutdown(self) -> None:
         """Export what is left; returns after the exporter's own deadline."""

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -18,9 +17,11 @@ from gateway.admission.admit import RequestContext, admit
 from gateway.admission.peek import check_content_type, peek
 from gateway.admission.prices import Prices
 from gateway.admission.reserve import Reserver
+from gateway.api import edge
 from gateway.auth import credential
 from gateway.auth.principals import Principals
 from gateway.dispatch import Dispatcher
+from gateway.http_protocol import ON_DISCONNECT
 from gateway.relay import Header, Send, relay_json, relay_stream, respond_error
 from gateway.settings import Settings
 from runtime.telemetry import CallSpan, Tracing, read_traceparent
@@ -28,9 +29,6 @@ from runtime.telemetry import CallSpan, Tracing, read_traceparent
 _log = structlog.get_logger("openai")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-ON_DISCONNECT: Final = "hub.on_disconnect"
-"""Key in the ASGI scope under which the HTTP protocol finds what to call when the client leaves."""
-_REQUEST_ID_MAX: Final = 128
 _IDEMPOTENCY_KEY_MAX: Final = 255
 
 
@@ -51,7 +49,7 @@ class ChatRoute:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         trace = read_traceparent(headers.get(b"traceparent", b"").decode("latin-1"))
         span = self.tracing.start("POST chat/completions", trace, SpanKind.SERVER, {"url.path": scope["path"]})
-        request_id = _request_id(headers.get(b"x-request-id"))
+        request_id = edge.request_id(headers.get(b"x-request-id"))
         answer_headers: list[Header] = [
             (b"x-trace-id", span.context.trace_id.encode()),
             (b"access-control-allow-origin", b"*"),
@@ -68,8 +66,8 @@ class ChatRoute:
             _log.exception("chat request failed", request_id=request_id)
             span.end(error=ErrorCode.INTERNAL_ERROR)
             metrics.refused(ErrorCode.INTERNAL_ERROR)
-            error = HubError(ErrorCode.INTERNAL_ERROR, f"The hub failed; tell its operator request id {request_id}.")
-            await respond_error(send, error, request_id, answer_headers)
+            bug = HubError(ErrorCode.INTERNAL_ERROR, f"The hub failed; tell its operator request id {request_id}.")
+            await respond_error(send, bug, request_id, answer_headers)
 
     async def _serve(
         self,
@@ -164,15 +162,6 @@ def _too_large(settings: Settings) -> HubError:
     return HubError(
         ErrorCode.PAYLOAD_TOO_LARGE, f"The body is above the limit of {settings.body_bytes_max} bytes; send less."
     )
-
-
-def _request_id(given: bytes | None) -> str:
-    """The client's own request id if it is harmless in a header and a log, else a new one."""
-    if given is not None and 0 < len(given) <= _REQUEST_ID_MAX:
-        text = given.decode("latin-1")
-        if text.isascii() and text.isprintable():
-            return text
-    return f"req_{uuid4().hex}"
 
 
 def _idempotency_key(given: bytes | None) -> str | None:
