@@ -1,8 +1,6 @@
 """What the tests of metering share: its neighbours on the bus, and the books."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -11,6 +9,8 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 from pydantic import BaseModel
+from rig.servers import DockerServers, EmbeddedServers
+from rig.waiting import until
 
 from contracts import permissions, subjects
 from contracts.cloudevent import UsageEvent
@@ -20,7 +20,6 @@ from contracts.rpc import metering as questions
 from contracts.rpc.metering import ReserveBatch, ReserveCall, ReserveReply, SettledBatch, SettledCall
 from contracts.subjects import CallKind
 from contracts.usage import Candidate, Rates, Usage
-from hub_local.servers import RunningServers, Servers
 from metering.app import metering
 from metering.settings import Settings
 from runtime import rpc
@@ -31,24 +30,13 @@ RATES = Rates(input="0.001", output="0.002")
 CANDIDATE = Candidate("demo", "echo", RATES, "r1")
 
 
-async def connected(servers: Servers, user: str) -> Bus:
+async def connected(servers: EmbeddedServers | DockerServers, user: str) -> Bus:
     process = new_process_id(user)
     return await opened(
         servers.credentials.nats_url(user, servers.ports.nats),
         name=process,
         inbox_prefix=subjects.inbox_prefix(user, process),
     )
-
-
-async def until(condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 10.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        answer = condition()
-        if answer if isinstance(answer, bool) else await answer:
-            return
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 def call(account: str = "did:a", hold: str = "1", **changes: Any) -> ReserveCall:
@@ -72,10 +60,10 @@ def call(account: str = "did:a", hold: str = "1", **changes: Any) -> ReserveCall
 
 
 @dataclass
-class Rig:
-    running: RunningServers
+class Neighbours:
+    infra: EmbeddedServers | DockerServers
     settings: Settings
-    admin: "asyncpg.Connection[asyncpg.Record]"
+    books: "asyncpg.Connection[asyncpg.Record]"
     stack: AsyncExitStack
     gateway_id: str = field(default_factory=lambda: new_process_id("gateway"))
     router_id: str = field(default_factory=lambda: new_process_id("provider-router"))
@@ -156,26 +144,29 @@ class Rig:
         return await rpc.ask(self.operator, questions.SERVICE, method, request, reply)
 
     async def open_account(self, account: str, amount: str) -> None:
-        await self.admin.execute("insert into metering.account (id, granted) values ($1, $2)", account, Decimal(amount))
+        await self.books.execute("insert into metering.account (id, granted) values ($1, $2)", account, Decimal(amount))
 
     async def until_settled(self, *reserved: ReserveCall, timeout_s: float = 20.0) -> None:
-        await until(lambda: all(call.call_id in self.settled for call in reserved), timeout_s)
+        async def told() -> bool:
+            return all(call.call_id in self.settled for call in reserved)
+
+        await until(told, within_s=timeout_s, what="every call was told to be settled")
 
     # ---- the books --------------------------------------------------------------------------------------------------
 
     async def account(self, account: str) -> asyncpg.Record:
-        row = await self.admin.fetchrow("select * from metering.account where id = $1", account)
+        row = await self.books.fetchrow("select * from metering.account where id = $1", account)
         assert row is not None
         return row
 
     async def row(self, call_id: str) -> asyncpg.Record:
-        row = await self.admin.fetchrow("select * from metering.model_call where id = $1", call_id)
+        row = await self.books.fetchrow("select * from metering.model_call where id = $1", call_id)
         assert row is not None
         return row
 
     async def assert_balanced(self) -> None:
         """spent = Σ ledger = Σ credits, held = Σ holds of processing, sequences contiguous; per account."""
-        rows = await self.admin.fetch(
+        rows = await self.books.fetch(
             """
             select a.id, a.held, a.spent, a.seq,
                 (select coalesce(sum(hold), 0) from metering.model_call c
@@ -194,7 +185,7 @@ class Rig:
             assert row["sequences"] == list(range(1, row["seq"] + 1)), row
 
     async def _open(self, user: str, process: str) -> Bus:
-        servers = self.running.servers
+        servers = self.infra
         bus = await opened(
             servers.credentials.nats_url(user, servers.ports.nats),
             name=process,

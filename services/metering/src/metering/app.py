@@ -12,13 +12,17 @@ from nats.errors import Error as NatsError
 
 from contracts import streams, subjects
 from contracts.rpc import metering as questions
+from metering import rpc, upkeep
+from metering.leases import Leases, answering
 from metering.settings import Settings
+from metering.settle import Announcer
 from metering.sql.store import TurnStore, query_pool, turn_pool
 from metering.turns import Turns
 from metering.usage_events import UsageEvents
 from runtime.bus import Bus, StandingPull, opened
 from runtime.liveness import ops_port
 from runtime.postgres import UNKNOWN_OUTCOME, Pool
+from runtime.rpc import broker as rpc_broker
 
 _log = structlog.get_logger("metering")
 
@@ -42,23 +46,24 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)
         await stack.enter_async_context(_running(usage.run()))
-        pull = StandingPull(
-            bus, streams.SETTLE.stream, streams.SETTLE.durable, lambda *message: turns.on_fact(*message)
-        )
+        pull = StandingPull(bus, streams.SETTLE.stream, streams.SETTLE.durable, _unexpected)
         turns = Turns(
-            bus,
             store,
-            pull,
+            Announcer(bus, pull, store),
             usage.publish,
             settings.turn_max,
             settings.reserve_wait_s,
             settings.reserves_max,
         )
+        pull.on_message = turns.on_fact
+        leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
+        await stack.enter_async_context(_running(upkeep.run(pool)))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
-        reserves = await bus.listen(
-            subjects.rpc(questions.SERVICE, questions.RESERVE), turns.on_reserve, queue=questions.SERVICE
-        )
-        stack.push_async_callback(reserves.unsubscribe)
+        broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
+        rpc.serve(broker, pool, leases)
+        await broker.start()
+        stack.push_async_callback(broker.stop)
+        await stack.enter_async_context(_listening(bus, turns, leases))
         await pull.start(inbox)
         stack.callback(pull.stop)
 
@@ -67,6 +72,36 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
 
         await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
         yield
+
+
+@asynccontextmanager
+async def _listening(bus: Bus, turns: Turns, leases: Leases) -> AsyncIterator[None]:
+    """The questions of the bytes path; leaving takes no more of them and answers those that have come."""
+    tasks: set[asyncio.Task[None]] = set()
+    me = questions.SERVICE
+    heard = [
+        await bus.listen(subjects.rpc(me, method), listener, queue=me)
+        for method, listener in (
+            (questions.RESERVE, turns.on_reserve),
+            (questions.EXTEND, answering(bus, leases.extend, tasks)),
+            (questions.RENEW, answering(bus, leases.renew, tasks)),
+        )
+    ]
+    try:
+        yield
+    finally:
+        try:
+            for subscription in heard:
+                await subscription.unsubscribe()
+            await bus.flush(timeout=2)  # what the server had sent before it heard of this has come with the answer
+        except (NatsError, TimeoutError) as error:
+            _log.warning("left without the bus", error=type(error).__name__)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unexpected(subject: str, _ack: bytes, _payload: bytes) -> None:
+    """Stands where `Turns` will be: nothing is asked for before."""
+    raise RuntimeError(f"a message on {subject} before anything was asked for")
 
 
 @asynccontextmanager

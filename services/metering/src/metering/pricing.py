@@ -1,4 +1,4 @@
-"""What a call costs: usage × frozen rates. Pure; Decimal throughout."""
+"""What a call costs: usage by frozen rates. Pure; Decimal throughout."""
 
 from decimal import Context, Decimal, DecimalException
 from functools import lru_cache
@@ -39,7 +39,8 @@ def bounded(usage: Usage) -> Usage:
     )
     if all(0 <= count <= TOKENS_MAX for count in counts):
         return usage
-    return Usage(*(min(max(count, 0), TOKENS_MAX) for count in counts), source=UsageSource.ESTIMATED)
+    read, written, cache_read, cache_write, reasoning = (min(max(count, 0), TOKENS_MAX) for count in counts)
+    return Usage(read, written, cache_read, cache_write, reasoning, UsageSource.ESTIMATED)
 
 
 def cost(usage: Usage, rates: Rates) -> Decimal:

@@ -6,7 +6,6 @@ acknowledged meets in the database. Events behind it are read from the books and
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
