@@ -1,83 +1,58 @@
 """A real nats-server with the users, rights, streams and buckets of a deployment."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from rig.servers import DockerServers, EmbeddedServers, make_streams
 
-from contracts import permissions, subjects
+from contracts import permissions, streams, subjects
 from contracts.ids import new_process_id
-from hub_local import nats_config
-from hub_local.credentials import obtain
-from hub_local.folder import DataFolder
-from hub_local.programs import finish, spawn
-from hub_local.servers import Ports, Servers
 from runtime.bus import Bus, opened
-from runtime.provision import provision
 
 
 @dataclass
 class Nats:
     """The server, and who may connect to it."""
 
-    servers: Servers
-    process: asyncio.subprocess.Process | None = None
+    servers: EmbeddedServers | DockerServers
 
-    def url(self, user: str) -> str:
+    def url(self, user: str, password: str = "") -> str:
+        if password:
+            return f"nats://{user}:{password}@127.0.0.1:{self.servers.ports.nats}"
         return self.servers.credentials.nats_url(user, self.servers.ports.nats)
 
     async def connect(self, user: str) -> Bus:
         process = new_process_id(user)
         return await opened(self.url(user), name=process, inbox_prefix=subjects.inbox_prefix(user, process))
 
-    async def start(self) -> None:
-        program = self.servers.nats()
-        self.process = await spawn(program)
-        async with asyncio.timeout(10):
-            while not await program.ready():
-                assert self.process.returncode is None, "nats-server has ended"
-                await asyncio.sleep(0.02)
-
     async def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        await self.process.communicate()
+        await self.servers.kill("nats")
 
-    async def stop(self) -> None:
-        if self.process is not None:
-            program = self.servers.nats()
-            await finish(self.process, program.stop_signal, program.stop_within_s)
+    async def start(self) -> None:
+        await self.servers.start("nats")
 
+    async def provision(self) -> None:
+        await make_streams(self.servers)
 
-@pytest.fixture
-async def stopped_nats(tmp_path: Path) -> AsyncIterator[Nats]:
-    """Ports and passwords are chosen; no server runs yet."""
-    async with DataFolder(tmp_path) as folder:
-        servers = Servers(folder, Ports(**folder.ports(("postgres", "nats", "nats_http"))), obtain(folder))
-        nats_config.write(
-            folder.nats, servers.ports.nats, servers.ports.nats_http, servers.credentials.nats, sync_always=False
-        )
-        nats = Nats(servers)
-        yield nats
-        await nats.stop()
+    async def wipe(self) -> None:
+        """Streams, consumers and buckets as after a first start."""
+        bus = await self.connect(permissions.PROVISIONER)
+        js = bus.jetstream()
+        for stream in (streams.CALLS.name, f"KV_{streams.DUTY_LEASES.name}"):
+            await js.delete_stream(stream)
+        await bus.close()
+        await self.provision()
 
 
 @pytest.fixture
-async def nats(stopped_nats: Nats) -> Nats:
-    await stopped_nats.start()
-    await provisioned(stopped_nats)
-    return stopped_nats
-
-
-async def provisioned(nats: Nats) -> None:
-    bus = await nats.connect(permissions.PROVISIONER)
-    await provision(bus.jetstream())
-    await bus.close()
+async def nats(infra: EmbeddedServers | DockerServers) -> Nats:
+    """The run's server, its streams emptied."""
+    server = Nats(infra)
+    await server.wipe()
+    return server
 
 
 @pytest.fixture
-def provision_streams() -> object:
-    """Make the streams and buckets of a server that was started by the test itself."""
-    return provisioned
+async def own_nats(own_infra: EmbeddedServers | DockerServers) -> Nats:
+    """A server that the test may kill."""
+    return Nats(own_infra)

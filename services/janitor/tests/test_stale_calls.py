@@ -21,7 +21,6 @@ from contracts.ids import new_call_id, new_process_id
 from contracts.rpc import metering
 from contracts.rpc.envelope import Reply
 from contracts.streams import CALLS, DUTY_LEASES
-from hub_local.folder import DataFolder
 from hub_local.programs import http_status
 from janitor.app import janitor
 from janitor.duties import stale_calls
@@ -51,13 +50,19 @@ class FakeMetering:
         self.bus.send(reply.decode(), answer.model_dump_json(exclude_none=True).encode())
 
 
-@pytest.fixture
-async def books(nats: Any) -> AsyncIterator[FakeMetering]:
+@contextlib.asynccontextmanager
+async def fake_metering(nats: Any, *stale: metering.StaleCall) -> AsyncIterator[FakeMetering]:
     bus = await nats.connect(permissions.METERING)
-    fake = FakeMetering(bus)
+    fake = FakeMetering(bus, list(stale))
     await fake.listen()
     yield fake
     await bus.close()
+
+
+@pytest.fixture
+async def books(nats: Any) -> AsyncIterator[FakeMetering]:
+    async with fake_metering(nats) as fake:
+        yield fake
 
 
 def settings(nats: Any, **changes: object) -> Settings:
@@ -172,48 +177,43 @@ async def test_unreadable_lease_is_replaced(nats: Any, books: FakeMetering) -> N
 
 async def test_metering_that_comes_late_is_asked_again(nats: Any) -> None:
     call = stale_call()
-    async with janitor(settings(nats), new_process_id("janitor")):
-        bus = await nats.connect(permissions.METERING)
-        late = FakeMetering(bus, [call])
-        await late.listen()
+    async with janitor(settings(nats), new_process_id("janitor")), fake_metering(nats, call) as late:
         await until(lambda: late.asked_by.total() >= 2, "two rounds")
-        await bus.close()
     assert [failed.call_id for _, failed in await stored(nats)] == [call.call_id]
 
 
-async def test_killed_nats_server_is_found_again_and_readiness_tells(nats: Any, books: FakeMetering) -> None:
-    port = DataFolder(nats.servers.folder.root).ports(("ops",))["ops"]
+async def test_killed_nats_server_is_found_again_and_readiness_tells(own_nats: Any) -> None:
+    port = own_nats.servers.folder.ports(("ops",))["ops"]
 
     async def answers(status: int) -> bool:
         return await http_status(port, "/readyz") == status
 
-    async with janitor(settings(nats, ops_port=port), new_process_id("janitor")):
+    async with (
+        fake_metering(own_nats) as books,
+        janitor(settings(own_nats, ops_port=port), new_process_id("janitor")),
+    ):
         await until(lambda: books.asked_by.total() >= 1, "the duty runs")
         assert await answers(200)
-        await nats.kill()
+        await own_nats.kill()
         await until(lambda: answers(503), "readiness is off")
-        await nats.start()
+        await own_nats.start()
         await until(lambda: answers(200), "readiness is on")
         call = stale_call()
         books.stale.append(call)
         before = books.asked_by.total()
         await until(lambda: books.asked_by.total() >= before + 2, "the duty goes on", within_s=20)
-    assert [failed.call_id for _, failed in await stored(nats)] == [call.call_id]
+    assert [failed.call_id for _, failed in await stored(own_nats)] == [call.call_id]
 
 
-async def test_janitor_waits_for_a_nats_server_that_starts_later(stopped_nats: Any, provision_streams: Any) -> None:
-    opening = janitor(settings(stopped_nats), new_process_id("janitor"))
-    entered = asyncio.create_task(_inside(opening))
-    await stopped_nats.start()
-    await provision_streams(stopped_nats)
-    bus = await stopped_nats.connect(permissions.METERING)
-    late = FakeMetering(bus)
-    await late.listen()
-    await until(lambda: late.asked_by.total() >= 1, "the duty runs", within_s=20)
-    entered.cancel()
+async def test_janitor_waits_for_a_nats_server_that_starts_later(own_nats: Any) -> None:
+    await own_nats.kill()
+    inside = asyncio.create_task(_inside(janitor(settings(own_nats), new_process_id("janitor"))))
+    await own_nats.start()
+    async with fake_metering(own_nats) as late:
+        await until(lambda: late.asked_by.total() >= 1, "the duty runs", within_s=20)
+    inside.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await entered
-    await bus.close()
+        await inside
 
 
 async def _inside(opening: contextlib.AbstractAsyncContextManager[None]) -> None:

@@ -46,7 +46,7 @@ def checked(amount: Decimal) -> Decimal:
     """
     if not amount.is_finite() or (amount.is_signed() and amount != ZERO) or amount >= LIMIT:
         raise CreditsError("credits are finite, not negative and below 1e18")
-    return amount
+    return amount.copy_abs()  # a zero may have had a sign
 
 
 def _from_wire(value: object) -> Decimal:

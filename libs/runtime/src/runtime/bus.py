@@ -11,7 +11,7 @@ JetStream management, subscriptions after a reconnect) stays nats-py's. Its inte
 import asyncio
 import itertools
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ from nats.aio.subscription import Subscription
 
 _log = structlog.get_logger("bus")
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
+_EXPIRED: Final = b"NATS/1.0 408"
+_LEFT: Final = b"Nats-Pending-Messages: "
 _WRITE_BUFFER_MAX: Final = 32 * 2**20
 
 Listener = Callable[[bytes, bytes, bytes, bytes | None], None]
@@ -54,6 +56,7 @@ class Bus(Client):
         self._tokens = itertools.count(1)
         self._flush_due = False
         self._ask_prefix = ""
+        self._after_reconnect: list[Callable[[], None]] = []
 
     async def open(self, url: str, *, name: str, inbox_prefix: str, tls: ssl.SSLContext | None = None) -> None:
         """Connect and keep reconnecting for ever.
@@ -73,10 +76,14 @@ class Bus(Client):
             pending_size=_WRITE_BUFFER_MAX,
             error_cb=_report_error,
             disconnected_cb=_report_disconnect,
-            reconnected_cb=_report_reconnect,
+            reconnected_cb=self._reconnected,
         )
         self._ask_prefix = f"{inbox_prefix}.ask."
         await self.listen(f"{self._ask_prefix}*", self._on_reply)
+
+    def after_reconnect(self, react: Callable[[], None]) -> None:
+        """Run `react` each time the connection is back; subscriptions have been made again by then."""
+        self._after_reconnect.append(react)
 
     async def listen(self, subject: str, listener: Listener, queue: str = "") -> Subscription:
         """Run `listener` for every message on a subject, in order, inside the read.
@@ -157,6 +164,11 @@ class Bus(Client):
         if asked is not None:
             asked[0](None, None)
 
+    async def _reconnected(self) -> None:
+        _log.info("nats reconnected")
+        for react in self._after_reconnect:
+            react()
+
     def _write_out(self) -> None:
         self._flush_due = False
         if not self._pending or not self.is_connected or self._transport is None:
@@ -180,8 +192,8 @@ class Bus(Client):
 class StandingPull:
     """A pull request that always stands: messages of a durable consumer come one by one as they are stored.
 
-    At most `batch` messages are under way to us; a new request goes out when half of them have come, when the old
-    one expires, and after a reconnect.
+    At most `batch` messages are asked for at a time: the rest is asked for again when half of them have come, when a
+    request expires, and after a reconnect.
     """
 
     bus: Bus
@@ -201,6 +213,7 @@ class StandingPull:
         self._inbox = f"{inbox_prefix}.pull"
         await self.bus.listen(self._inbox, self._arrived)
         self._running = True
+        self.bus.after_reconnect(self._request_anew)
         self._request()
 
     def stop(self) -> None:
@@ -222,34 +235,47 @@ class StandingPull:
         self.bus.send(ack_subject.decode(), b"+TERM")
 
     def _request(self) -> None:
-        if not self._running:
+        """Ask for as many messages as make up a batch with those that are asked for already."""
+        missing = self.batch - self._open
+        if not self._running or missing <= 0:
             return
-        self._open = self.batch
-        body = b'{"batch": %d, "expires": %d}' % (self.batch, int(self.expires_s * 1e9))
+        body = b'{"batch": %d, "expires": %d}' % (missing, int(self.expires_s * 1e9))
         try:
             self.bus.send(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}", body, self._inbox)
         except errors.Error as error:
             _log.warning("pull request not sent", stream=self.stream, error=type(error).__name__)
+        else:
+            self._open += missing
+        self._ask_anew_in(self.expires_s + 1)
+
+    def _request_anew(self) -> None:
+        """Nothing is known of earlier requests: the server was away, or has not said that they expired."""
+        self._open = 0
+        self._request()
+
+    def _ask_anew_in(self, delay_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self.expires_s + 1, self._request)
+        if self._running:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._request_anew)
 
     def _arrived(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         if headers is not None and not reply:
             self._status(headers)
             return
         self._open -= 1
-        self.on_message(subject.decode(), reply, payload)
         if self._open <= self.batch // 2:
             self._request()
+        self.on_message(subject.decode(), reply, payload)
 
     def _status(self, headers: bytes) -> None:
-        """408 and 409 end a request; 503 says that the consumer is away, so the next one waits a little."""
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            self._timer.cancel()
-        gone = no_responders(headers) or b"Deleted" in headers
-        self._timer = loop.call_later(0.5 if gone else 0.0, self._request)
+        """408: a request has expired, with so many messages left. All else says that the consumer is not there now."""
+        if headers.startswith(_EXPIRED):
+            _, _, rest = headers.partition(_LEFT)
+            self._open = max(0, self._open - int(rest.partition(b"\r\n")[0] or 0))
+            self._request()
+        else:
+            self._ask_anew_in(0.5)
 
 
 async def opened(url: str, *, name: str, inbox_prefix: str) -> Bus:
@@ -280,10 +306,3 @@ async def _report_error(error: Exception) -> None:
 
 async def _report_disconnect() -> None:
     _log.warning("nats disconnected")
-
-
-async def _report_reconnect() -> None:
-    _log.info("nats reconnected")
-
-
-AsyncHandler = Callable[[bytes], Awaitable[bytes]]

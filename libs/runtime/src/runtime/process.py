@@ -46,22 +46,29 @@ def main(service: str, settings_type: type[S], app: App[S]) -> None:
     configure_logging(service, process, settings.log_level, settings.log_format)
     failpoints.arm(settings.fail)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(service, process, settings, app))
+        try:
+            runner.run(_run(service, process, settings, app))
+        except asyncio.CancelledError:
+            structlog.get_logger(service).info("stopped before it had started")
 
 
 async def _run(service: str, process: str, settings: S, app: App[S]) -> None:
     log = structlog.get_logger(service)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    starting = asyncio.current_task()
 
     def on_signal() -> None:
         if stop.is_set():
             os._exit(1)  # the second signal exits now; the crash table covers it
         stop.set()
+        if starting is not None:
+            starting.cancel()  # it may be waiting for a server that is away
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with app(settings, process):
+        starting = None
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 20)
