@@ -1,7 +1,7 @@
 """RPC outside the bytes path: FastStream subscribers that answer with a value or an error code, and their callers."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from faststream.nats import NatsBroker
@@ -15,8 +15,6 @@ from runtime.bus import Bus
 from runtime.postgres import UNKNOWN_OUTCOME
 
 _log = structlog.get_logger("rpc")
-MODELS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {}
-"""Request and reply by subject: FastStream sees bytes, readers of the AsyncAPI document see the models."""
 Q = TypeVar("Q", bound=BaseModel)
 A = TypeVar("A", bound=BaseModel)
 
