@@ -1,0 +1,46 @@
+# Everything a developer does daily. `make run` needs only make and Python 3.11 to 3.13.
+PYTHON ?= python3
+BIN := .venv/bin
+UV ?= uv
+
+.PHONY: run test check fmt bench docs lock env env-dev
+
+run: env
+	@exec $(BIN)/hub up
+
+test: env-dev
+	$(BIN)/pytest
+
+check: env-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@! grep -n '://' requirements.lock requirements-dev.lock
+	$(if $(wildcard docs/generate.py),$(BIN)/python docs/generate.py --check)
+
+fmt: env-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: env-dev
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+docs: env-dev
+	$(BIN)/python docs/generate.py
+
+# Host-free, hashed, for every platform and Python 3.11 to 3.13; nothing younger than a week gets in.
+EXPORT := $(UV) export --quiet --exclude-newer "7 days" --all-packages --no-default-groups --group build \
+	--no-emit-workspace --no-header --no-annotate
+lock:
+	rm -f uv.lock
+	$(EXPORT) -o requirements.lock
+	$(EXPORT) --group dev -o requirements-dev.lock
+	rm -f uv.lock
+	@! grep -n '://' requirements.lock requirements-dev.lock
+
+env:
+	@$(PYTHON) deploy/local/bootstrap.py
+
+env-dev:
+	@$(PYTHON) deploy/local/bootstrap.py --dev
