@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -66,6 +66,7 @@ def _measure(scenario: Scenario, system: System, upstream: Upstream, seconds: fl
     through: Run = run_load(system.url, system.keys, arguments, {**system.processes, **own})
     asked = upstream.counts()
     names = tuple(system.processes)
+    cores = os.cpu_count() or 1
     return Measured(
         scenario=scenario.name,
         clients=scenario.clients,
@@ -76,7 +77,8 @@ def _measure(scenario: Scenario, system: System, upstream: Upstream, seconds: fl
         cpu_s=cpu_s(through),
         direct_cpu_s=cpu_s(direct),
         memory_mb=memory_mb(through),
-        elsewhere=elsewhere(through, os.cpu_count() or 1),
+        elsewhere=elsewhere(through, cores),
+        direct_elsewhere=elsewhere(direct, cores),
         ours=tuple(name for name in names if name not in {*SERVERS, SUPERVISOR}),
         everything=names,
     )
@@ -99,11 +101,13 @@ def _system(options: argparse.Namespace, upstream: Upstream) -> Iterator[System]
             url=options.url, keys=tuple(keys), model_prefix=options.model_prefix, processes=_named(options.pids)
         )
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="hub-bench-") as folder,
-        running_hub(Path(folder), upstream, options.accounts) as system,
-    ):
-        yield system
+    with ExitStack() as stack:
+        if options.keep:
+            folder = options.keep
+            folder.mkdir(parents=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
+        yield stack.enter_context(running_hub(folder, upstream, options.accounts))
 
 
 def _named(pids: str) -> dict[str, tuple[int, ...]]:
@@ -131,6 +135,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--upstream", help="URL of a mock upstream that already runs")
     parser.add_argument("--upstream-pid", type=int, help="its process id")
     parser.add_argument("--accounts", type=int, default=1, help="accounts that call in turn")
+    parser.add_argument("--keep", type=Path, help="new folder for our system's data and log, kept afterwards")
     parser.add_argument("--seconds", type=float, default=6.0, help="measured window of each scenario")
     parser.add_argument("--quick", action="store_true", help="windows of 2 s after 1 s of warm-up")
     parser.add_argument("--scenario", action="append", choices=names, help="only this one; may be repeated")

@@ -38,6 +38,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     direct_cpu_s: dict[str, float]
     memory_mb: dict[str, float]
     elsewhere: float
+    direct_elsewhere: float
     ours: tuple[str, ...]
     everything: tuple[str, ...]
 

@@ -11,7 +11,7 @@ from bench.measured import LOAD, UPSTREAM, Measured
 from bench.results import Result
 from bench.targets import Verdict
 
-_WIDTH = 150
+_WIDTH = 170
 _NONE = "-"
 
 
@@ -47,7 +47,7 @@ def _calls(measured: Iterable[Measured]) -> Table:
             _flag(one.failures),
             f"{through.total.with_credits:,}",
             _asked(one),
-            *(_ms(v) for v in (through.latency.p50, through.latency.p99, through.first.p50, through.first.p99)),
+            *_times(through),
             *(_ms(v) for v in (one.added_p50_ms, one.added_p99_ms, one.added_first_p50_ms)),
             *(_ms(v if stalls else None) for v in (through.stall.p99, through.stall.max, through.stall_in_text.max)),
         )
@@ -82,7 +82,7 @@ def _direct(measured: Iterable[Measured]) -> Table:
     table = _table(
         "Direct to the mock upstream: what can be measured at most",
         ("rate/s", "ok", "failed", "p50", "p99", "first p50", "first p99", "stall p99", "stall max"),
-        ("upstream µs", "load µs"),
+        ("upstream µs", "load µs", "elsewhere"),
     )
     for one in measured:
         direct = one.direct
@@ -93,9 +93,10 @@ def _direct(measured: Iterable[Measured]) -> Table:
             f"{answers / direct.seconds:,.0f}",
             f"{direct.total.ok:,}",
             _flag(one.direct_failures),
-            *(_ms(v) for v in (direct.latency.p50, direct.latency.p99, direct.first.p50, direct.first.p99)),
+            *_times(direct),
             *(_ms(v if stalls else None) for v in (direct.stall.p99, direct.stall.max)),
             *(_us(1000 * one.direct_cpu_s[n] / answers if answers else None) for n in (UPSTREAM, LOAD)),
+            f"{one.direct_elsewhere:.0%}",
         )
     return table
 
@@ -122,10 +123,10 @@ def _table(title: str, *columns: Iterable[str]) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for names in columns:
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -134,6 +135,12 @@ def _failures(result: Result) -> list[str]:
     if result.connect_failures:
         lines.append(f"{result.connect_failures:,} times no connection")
     return lines
+
+
+def _times(result: Result) -> list[str]:
+    if not result.window.ok:
+        return [_NONE] * 4
+    return [_ms(v) for v in (result.latency.p50, result.latency.p99, result.first.p50, result.first.p99)]
 
 
 def _asked(one: Measured) -> str:

@@ -66,7 +66,8 @@ def _rate(measured: list[Measured]) -> float | None:
 
 
 def _p50(measured: list[Measured]) -> float | None:
-    return measured[0].through.latency.p50
+    latency = measured[0].through.latency
+    return latency.p50 if latency.count else None
 
 
 def _added_first(measured: list[Measured]) -> float | None:
@@ -74,7 +75,8 @@ def _added_first(measured: list[Measured]) -> float | None:
 
 
 def _stall(measured: list[Measured]) -> float | None:
-    return measured[0].through.stall.max
+    stall = measured[0].through.stall
+    return stall.max if stall.count else None
 
 
 def _memory(measured: list[Measured]) -> float | None:
