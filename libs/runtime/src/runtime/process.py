@@ -95,6 +95,9 @@ async def background(name: str, work: Coroutine[Any, Any, None]) -> AsyncIterato
     try:
         yield
     finally:
-        task.cancel()
+        # Repeated: before Python 3.12 `wait_for`, also inside nats-py, loses a cancellation that comes with its result.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
         with contextlib.suppress(asyncio.CancelledError):
             await task
