@@ -1,0 +1,178 @@
+"""Every channel of the bus in one table: what travels on which subject, who sends it, who receives it.
+
+Pure data. The AsyncAPI document, the snapshots of the compatibility test and the check of live messages come from it;
+nothing at run time needs it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+from pydantic import BaseModel
+
+from contracts import dispatch, frames, subjects
+from contracts.cloudevent import UsageEvent
+from contracts.events import CallCompleted, CallFailed, CallRequested
+from contracts.permissions import GATEWAY, JANITOR, METERING, OPERATOR, ROUTER
+from contracts.rpc import catalog, identity, metering
+from contracts.rpc.envelope import Empty
+from contracts.streams import CALLS, FRAMES, USAGE
+
+SUBSCRIBERS: Final = "subscribers"
+"""Whoever listens to usage events: warehouses, alerts, billing."""
+
+Model = type[msgspec.Struct] | type[BaseModel]
+"""A message that is one JSON document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Octets:
+    """A message that is no JSON document, and the documents inside it."""
+
+    description: str
+    holds: tuple[Model, ...] = ()
+
+
+Content = Model | Octets
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One subject, or a family of subjects that differ in a parameter."""
+
+    name: str
+    """Constant name in documents and snapshots, e.g. `rpc.metering.reserve`."""
+    subject: str
+    """With parameters in braces, each one token: `hub.v1.calls.failed.{kind}`."""
+    transport: Literal["core", "request", "jetstream"]
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+    content: Content
+    summary: str
+    reply: Content | None = None
+    """Of a request; pydantic models come in the envelope `contracts.rpc.envelope.Reply`."""
+    queue: str = ""
+    """Queue group: one member of it gets each message."""
+    stream: str = ""
+    """The JetStream stream that keeps it."""
+    public: bool = False
+    """For readers outside the hub: its shape is a promise to them too."""
+
+
+def _rpc(owner: str, method: str, askers: Sequence[str], request: Model, reply: Model, summary: str) -> Channel:
+    subject = subjects.rpc(owner, method)
+    return Channel(
+        f"rpc.{owner}.{method}", subject, "request", tuple(askers), (owner,), request, summary, reply, queue=owner
+    )
+
+
+_FRAMES: Final = Octets(
+    "One or more frames, one after the other, of one or many calls. Each is a header of 13 bytes, big-endian: kind u8"
+    " (1 accepted, 2 head, 3 data, 4 end, 5 error), call number u32 (the gateway's own, from the dispatch header),"
+    " sequence u32 (from 0, without a gap), payload length u32; then the payload. Accepted, head and error carry JSON"
+    " (schemas Accepted, Head, Failure); data carries bytes ready for the client; end carries a splice offset u32"
+    " (0xFFFFFFFF = none) and the held bytes.",
+    (frames.Accepted, frames.Head, frames.Failure),
+)
+_DISPATCH: Final = Octets(
+    "Length of the header u32, big-endian; the header as JSON (schema DispatchHeader); then the client's body, as it"
+    " came.",
+    (dispatch.DispatchHeader,),
+)
+_PART: Final = Octets("Call id (36 bytes of text), number of the part u32, big-endian (from 1), then its bytes.")
+_EMPTY: Final = Octets("Empty.")
+_PROCESS_ID: Final = Octets("The router's process id, as text.")
+_PEOPLE: Final = (OPERATOR,)
+
+CHANNELS: Final = (
+    # The path of a call.
+    Channel(
+        "dispatch", subjects.dispatch("{lane}"), "core", (GATEWAY,), (ROUTER,), _DISPATCH,
+        "One call to one provider-router, at most once; the server answers 503 on the reply subject when none listens.",
+        queue=ROUTER,
+    ),
+    Channel(
+        "undispatched", f"{subjects.inbox_prefix(GATEWAY, '{gateway}')}.undispatched.{{number}}", "core", ("nats",),
+        (GATEWAY,), _EMPTY, "Reply subject of a dispatch: only the server's \"no responders\" comes back on it.",
+    ),
+    Channel(
+        "parts", subjects.inbox_parts("{router}"), "core", (GATEWAY,), (ROUTER,), _PART,
+        "Further parts of a large body, to the router that accepted the call.",
+    ),
+    Channel(
+        "inbox.frames", subjects.inbox_frames("{gateway}"), "core", (ROUTER,), (GATEWAY,), _FRAMES,
+        "The answer of a call, packed with those of other calls of the same gateway.",
+    ),
+    Channel(
+        "inbox.alive", subjects.inbox_alive("{gateway}"), "request", (ROUTER,), (GATEWAY,), _PROCESS_ID,
+        'A router asks whether a gateway still lives; "no responders" means that it is gone.', _EMPTY,
+    ),
+    Channel(
+        "cancel", subjects.cancel("{router}"), "core", (GATEWAY,), (ROUTER,), dispatch.Cancel,
+        "Nobody waits for these calls any more.",
+    ),
+    Channel(
+        "inbox.settled", subjects.inbox_settled("{service}", "{process}"), "core", (METERING,), (GATEWAY, ROUTER),
+        metering.SettledBatch, "These calls are in the books: the tail may go out, the outcome need not be repeated.",
+    ),
+    Channel(
+        "frames", subjects.frames("{call_id}"), "jetstream", (ROUTER,), (GATEWAY,), _FRAMES,
+        "The answer of a call that asked to be resumable: kept in memory, for minutes.", stream=FRAMES.name,
+    ),
+    # Facts.
+    Channel(
+        "calls.requested", f"{subjects.CALLS_REQUESTED}.{{kind}}", "jetstream", (GATEWAY,), (SUBSCRIBERS,),
+        CallRequested, "A call was admitted and its hold reserved.", stream=CALLS.name, public=True,
+    ),
+    Channel(
+        "calls.completed", f"{subjects.CALLS_COMPLETED}.{{kind}}", "jetstream", (ROUTER,), (METERING,),
+        CallCompleted, "A call delivered an answer, whole or cut short.", stream=CALLS.name, public=True,
+    ),
+    Channel(
+        "calls.failed", f"{subjects.CALLS_FAILED}.{{kind}}", "jetstream", (ROUTER, GATEWAY, JANITOR), (METERING,),
+        CallFailed, "A call ended without an answer that may be charged.", stream=CALLS.name, public=True,
+    ),
+    Channel(
+        "usage.recorded", f"{subjects.USAGE_RECORDED}.{{kind}}", "jetstream", (METERING,), (SUBSCRIBERS,),
+        UsageEvent, "A call was settled: a CloudEvent, numbered per account without a gap.", stream=USAGE.name,
+        public=True,
+    ),
+    Channel(
+        "catalog.changed", subjects.CATALOG_CHANGED, "core", (ROUTER,), (GATEWAY, ROUTER), catalog.CatalogChanged,
+        "Providers, models or rates are not what a cache says.",
+    ),
+    Channel(
+        "identity.changed", subjects.IDENTITY_CHANGED, "core", (GATEWAY,), (GATEWAY,), identity.IdentityChanged,
+        "These keys are not what a cache says.",
+    ),
+    # Questions of the bytes path.
+    _rpc(METERING, metering.RESERVE, (GATEWAY,), metering.ReserveBatch, metering.ReserveReply,
+         "Admit calls: a row and a hold for each."),
+    _rpc(METERING, metering.EXTEND, (ROUTER,), metering.ExtendHold, metering.ExtendReply,
+         "Raise the hold of a running call."),
+    _rpc(METERING, metering.RENEW, (ROUTER,), metering.RenewLeases, metering.RenewReply,
+         "A router still works on these calls."),
+    # Questions of people and duties.
+    _rpc(METERING, metering.CALL_GET, (GATEWAY, OPERATOR), metering.CallGet, metering.CallView, "One call."),
+    _rpc(METERING, metering.CALL_LIST, (GATEWAY, OPERATOR), metering.CallList, metering.CallPage,
+         "Calls, newest first."),
+    _rpc(METERING, metering.CALL_OUTCOMES, (ROUTER,), metering.CallOutcomes, metering.CallOutcomesReply,
+         "What became of these calls."),
+    _rpc(METERING, metering.STALE, (JANITOR,), metering.StaleCalls, metering.StaleReply,
+         "Calls whose lease has ended."),
+    _rpc(METERING, metering.BALANCE, (GATEWAY, OPERATOR), metering.BalanceGet, metering.Balance,
+         "Balance of an account."),
+    _rpc(METERING, metering.GRANT, (GATEWAY, OPERATOR), metering.Grant, metering.Balance, "Give credits, once."),
+    _rpc(METERING, metering.ACCOUNTS_OPEN, (GATEWAY, OPERATOR), metering.AccountsOpen, metering.AccountsOpened,
+         "Open accounts with a welcome grant."),
+    _rpc(ROUTER, catalog.SNAPSHOT, (GATEWAY, OPERATOR), catalog.SnapshotGet, catalog.Snapshot,
+         "Providers and rates, all that admission needs."),
+    _rpc(ROUTER, catalog.RATES_SET, _PEOPLE, catalog.RatesSet, catalog.RateView, "A new rate version."),
+    _rpc(ROUTER, catalog.RATES_LIST, _PEOPLE, catalog.RatesList, catalog.RatesPage, "Rates in force."),
+    _rpc(GATEWAY, identity.KEY_CREATE, _PEOPLE, identity.KeyCreate, identity.KeyCreated, "Make an access key."),
+    _rpc(GATEWAY, identity.KEYS_CREATE, _PEOPLE, identity.KeysCreate, identity.KeysCreated,
+         "Make many users with a key each."),
+    _rpc(GATEWAY, identity.KEY_LIST, _PEOPLE, identity.KeyList, identity.KeyPage, "Access keys, without their texts."),
+    _rpc(GATEWAY, identity.KEY_REVOKE, _PEOPLE, identity.KeyRevoke, Empty, "Revoke an access key."),
+)  # fmt: skip
