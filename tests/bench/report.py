@@ -26,7 +26,7 @@ def print_report(measured: Sequence[Measured], verdicts: Sequence[Verdict] | Non
     for one in measured:
         for where, result in (("through the gateway", one.through), ("direct", one.direct)):
             for line in _failures(result):
-                console.print(f"{one.scenario}, {where}: {line}", style="red")
+                console.print(f"{one.scenario}, {where}: {line}", style="red", markup=False)
     if verdicts is not None:
         console.print(_targets(verdicts))
 
@@ -131,7 +131,10 @@ def _table(title: str, *columns: Iterable[str]) -> Table:
 
 
 def _failures(result: Result) -> list[str]:
-    lines = [f"{count:,} times {fault}" for fault, count in sorted(result.total.failed.items())]
+    lines = [
+        f"{count:,} times {fault}" + (f", such as: …{result.examples[fault]}" if fault in result.examples else "")
+        for fault, count in sorted(result.total.failed.items())
+    ]
     if result.connect_failures:
         lines.append(f"{result.connect_failures:,} times no connection")
     return lines

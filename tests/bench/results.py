@@ -2,12 +2,15 @@
 
 import resource
 from array import array
+from typing import Final
 
 import msgspec
 
 from bench.answers import fault_of, has_credits
 from bench.client import Connection
 from bench.figures import Spread, spread, stall_s
+
+_EXAMPLE_BYTES: Final = 300
 
 
 class Tally(msgspec.Struct):
@@ -55,6 +58,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Of the load generator itself, in the window."""
     connections: int
     connect_failures: int
+    examples: dict[str, str] = msgspec.field(default_factory=dict)
+    """The end of the first answer with each fault, so that a failure can be explained."""
 
 
 class Recorder:
@@ -77,6 +82,7 @@ class Recorder:
         self.total = Tally()
         self.connections = 0
         self.connect_failures = 0
+        self._examples: dict[str, str] = {}
 
     def open_window(self, at: float) -> None:
         """Begin to measure."""
@@ -97,6 +103,7 @@ class Recorder:
         body = connection.body
         fault = fault_of(connection.status, body, stream=self._stream, pieces=self._pieces)
         if fault is not None:
+            self._examples.setdefault(fault, body[-_EXAMPLE_BYTES:].decode(errors="replace"))
             self.failed(fault, due_at=connection.due_at, ended_at=connection.ended_at)
             return
         credits_told = has_credits(body)
@@ -137,6 +144,7 @@ class Recorder:
             cpu_s=self._cpu_s,
             connections=self.connections,
             connect_failures=self.connect_failures,
+            examples=self._examples,
         )
 
     def _in_window(self, due_at: float, ended_at: float) -> bool:
