@@ -133,14 +133,17 @@ class Catalog:
         """
         if self._stored is not None and self._stored.revision < self._announced:
             try:
-                await asyncio.wait_for(self._caught_up.wait(), CATCH_UP_S)
+                async with asyncio.timeout(CATCH_UP_S):
+                    await self._caught_up.wait()
             except TimeoutError:
                 _log.warning("catalog answered from memory", announced=self._announced)
         return self.snapshot()
 
     async def _sleep(self, seconds: float) -> None:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             return
 

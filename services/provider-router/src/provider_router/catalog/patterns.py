@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-WILDCARDS_MAX: Final = 8
+WILDCARDS_MAX: Final = 4
 _PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9_*-]{0,39}/[!-~]{1,150}")
 
 

@@ -85,7 +85,7 @@ def after_failure(health: Health, error: HubError, now: float) -> Health:
     """A call failed; what was the request's own fault, or ours, shows that the provider is there."""
     if error.code in _AT_ONCE:
         seconds = RATE_LIMIT_S if error.retry_after_s is None else error.retry_after_s
-        seconds = min(max(seconds, 1.0), COOL_DOWN_MAX_S)
+        seconds = min(max(1.0, seconds), COOL_DOWN_MAX_S)  # in this order NaN becomes 1
         return Health(health.failures + 1, max(health.opened, 1), max(health.until, now + seconds))
     if error.code not in _COUNTED:
         return after_success(health, now) if error.code is ErrorCode.UPSTREAM_REJECTED else health

@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 import structlog
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
@@ -85,14 +84,12 @@ class HealthExchange:
     async def _watch(self, bucket: KeyValue, routing: Routing) -> None:
         watcher = await bucket.watchall(ignore_deletes=True)
         try:
-            end = time.monotonic() + _WATCH_S
-            while (left := end - time.monotonic()) > 0:
-                try:
-                    entry = await watcher.updates(timeout=left)  # type: ignore[no-untyped-call]
-                except (NatsTimeoutError, TimeoutError):
-                    return
-                if entry is not None and entry.value is not None:
-                    self._learn(routing, entry.key, entry.value)
+            async with asyncio.timeout(_WATCH_S):
+                async for entry in watcher:
+                    if entry is not None and entry.value is not None:
+                        self._learn(routing, entry.key, entry.value)
+        except TimeoutError:
+            return
         finally:
             await watcher.stop()  # type: ignore[no-untyped-call]
 
