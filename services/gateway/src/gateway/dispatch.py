@@ -172,7 +172,7 @@ class Dispatcher:
             call.router = _ACCEPTED.decode(frame.payload).router
             call.stage = Stage.ACCEPTED
             call.due = time.monotonic() + self._settings.first_byte_s
-            self._routers_heard.setdefault(call.router, time.monotonic())
+            self._routers_heard[call.router] = time.monotonic()
             if call.header.more_parts:
                 self._send_parts(call)
             return
