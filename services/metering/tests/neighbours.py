@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rig.servers import DockerServers, EmbeddedServers
 from rig.waiting import until
 
-from contracts import permissions, subjects
+from contracts import permissions, streams, subjects
 from contracts.cloudevent import UsageEvent
 from contracts.events import Attempt, CallCompleted, CallFailed
 from contracts.ids import new_call_id, new_process_id
@@ -151,6 +151,17 @@ class Neighbours:
             return all(call.call_id in self.settled for call in reserved)
 
         await until(told, within_s=timeout_s, what="every call was told to be settled")
+
+    async def until_drained(self) -> None:
+        """Every fact is acknowledged or parked."""
+        provisioner = await self._open(permissions.PROVISIONER, new_process_id("provisioner"))
+        js = provisioner.jetstream()
+
+        async def nothing_left() -> bool:
+            info = await js.consumer_info(streams.SETTLE.stream, streams.SETTLE.durable)
+            return info.num_pending == 0 and info.num_ack_pending == 0
+
+        await until(nothing_left, within_s=40, what="the settle consumer is empty")
 
     # ---- the books --------------------------------------------------------------------------------------------------
 

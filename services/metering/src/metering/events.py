@@ -1,6 +1,5 @@
 """Facts in: messages of CALLS → facts ready to settle, or the reason why one cannot be read."""
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, TypeAlias
 
@@ -32,8 +31,7 @@ class UnreadableFactError(ValueError):
     """A message that can never be settled: it is parked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One outcome of one call."""
 
     call_id: str
@@ -52,8 +50,7 @@ class Fact:
     row: FactRow
 
 
-@dataclass(slots=True, eq=False)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fact and the message that brought it."""
 
     fact: Fact

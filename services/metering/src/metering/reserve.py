@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import msgspec
@@ -54,8 +53,7 @@ class ReserveRequest:
         return _ENCODE(ReserveReply(tuple(result for result in self.results if result is not None)))
 
 
-@dataclass(slots=True, eq=False)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One call that waits to be admitted."""
 
     call_id: str

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
+import msgspec
 
 from metering.events import Arrival
 from metering.reserve import Asked
@@ -37,8 +38,7 @@ _PARK: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fact that closed its call, and what the books say about it."""
 
     arrival: Arrival
@@ -52,8 +52,7 @@ class Settled:
     key_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fact that changed nothing: the row was closed before, is held by a later epoch, or is not there."""
 
     arrival: Arrival
@@ -63,8 +62,7 @@ class Standing:
     account: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A reserve that was not admitted."""
 
     asked: Asked

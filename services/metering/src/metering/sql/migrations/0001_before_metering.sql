@@ -78,6 +78,7 @@ create table metering.model_call (
     check ((state = 'processing') = (credits is null)),
     primary key (id)
 ) partition by range (id);
+-- Fill factor 45: a row grows by half when it is settled, and its new version shall find room in its own page.
 create index model_call_account on metering.model_call (account, id);
 comment on column metering.model_call.candidates is 'Who could serve the call, with the rates frozen at admission.';
 comment on column metering.model_call.rates is 'The frozen rates that priced the call: those of the candidate that answered.';
@@ -188,7 +189,7 @@ begin
             continue when to_regclass('metering.' || part) is not null;
             key := case parent when 'model_call' then 'id' else 'call_id' end;
             execute format('create table metering.%I (like metering.%I including defaults including constraints)%s',
-                part, parent, case parent when 'model_call' then ' with (fillfactor = 60)' else '' end);
+                part, parent, case parent when 'model_call' then ' with (fillfactor = 45)' else '' end);
             execute format('with moved as (delete from metering.%I where %I >= %L and %I < %L returning *)'
                 ' insert into metering.%I select * from moved', parent || '_default', key, lo, key, hi, part);
             execute format('alter table metering.%I attach partition metering.%I for values from (%L) to (%L)',
@@ -202,7 +203,7 @@ revoke all on function metering.make_partitions from public;
 grant execute on function metering.make_partitions to metering;
 grant execute on function metering.id_bound to metering;
 
-create table metering.model_call_default partition of metering.model_call default with (fillfactor = 60);
+create table metering.model_call_default partition of metering.model_call default with (fillfactor = 45);
 create table metering.attempt_default partition of metering.attempt default;
 create table metering.ledger_default partition of metering.ledger default;
 select metering.make_partitions((now() at time zone 'UTC')::date, 3);
