@@ -36,7 +36,8 @@ def main(service: str, settings_type: type[S], app: App[S]) -> None:
         settings = settings_type()
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            name = "HUB_" + "__".join(str(part) for part in problem["loc"]).upper()
+            name = "__".join(str(part) for part in problem["loc"])
+            name = name if name.isupper() else f"HUB_{name.upper()}"  # upper case: an alias such as OPENAI_API_KEY
             sys.stderr.write(f"{service}: {name}: {problem['msg']}\n")
         raise SystemExit(_CONFIGURATION_ERROR) from None
     if "--check" in sys.argv[1:]:

@@ -3,10 +3,10 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from runtime.settings import DatabaseSettings
@@ -69,6 +69,10 @@ class Settings(DatabaseSettings):
 
     model_config = SettingsConfigDict(hide_input_in_errors=True)
 
+    # First, because the base URLs below are checked against it.
+    allow_plain_http: bool = Field(
+        default=False, description="Allow http:// base URLs beyond loopback: keys and prompts travel in clear."
+    )
     openai_api_key: SecretStr | None = Field(
         None, validation_alias="OPENAI_API_KEY", description="Adds provider openai."
     )
@@ -89,9 +93,6 @@ class Settings(DatabaseSettings):
     demo_provider: Annotated[Literal["on", "off"], BeforeValidator(_lower)] = Field(
         "on", description="The built-in provider demo/echo, which needs no key."
     )
-    allow_plain_http: bool = Field(
-        default=False, description="Allow http:// base URLs beyond loopback: keys and prompts travel in clear."
-    )
     lease_s: float = Field(30.0, ge=1, le=3600, description="Seconds a running call lives without renewal.")
     upstream_connect_s: float = Field(3.0, gt=0, le=60, description="Longest wait for a connection to a provider.")
     upstream_first_byte_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer to begin.")
@@ -108,8 +109,8 @@ class Settings(DatabaseSettings):
 
     @field_validator("openai_base_url", "anthropic_base_url")
     @classmethod
-    def _url(cls, url: str | None) -> str | None:
-        return None if url is None else checked_base_url(url)
+    def _url(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return None if url is None else _not_in_clear(checked_base_url(url), info)
 
     @field_validator("openai_api_key", "anthropic_api_key")
     @classmethod
@@ -118,7 +119,7 @@ class Settings(DatabaseSettings):
 
     @field_validator("providers")
     @classmethod
-    def _names(cls, providers: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
+    def _named(cls, providers: dict[str, ProviderSettings], info: ValidationInfo) -> dict[str, ProviderSettings]:
         lowered = {name.lower(): provider for name, provider in providers.items()}
         for name, provider in lowered.items():
             if _NAME.fullmatch(name) is None:
@@ -127,14 +128,9 @@ class Settings(DatabaseSettings):
                 raise ValueError("the name demo belongs to the built-in provider; HUB_DEMO_PROVIDER=off removes it")
             if provider.base_url is None and name not in {"openai", "anthropic"}:
                 raise ValueError(f"HUB_PROVIDERS__{name.upper()}__BASE_URL is missing")
+            if provider.base_url is not None:
+                _not_in_clear(provider.base_url, info)
         return lowered
-
-    @model_validator(mode="after")
-    def _no_keys_in_clear(self) -> Self:
-        urls = [self.openai_base_url, self.anthropic_base_url, *(p.base_url for p in self.providers.values())]
-        if not self.allow_plain_http and any(url is not None and not _is_private(url) for url in urls):
-            raise ValueError("a base URL with http:// must be on loopback, unless HUB_ALLOW_PLAIN_HTTP=true")
-        return self
 
 
 def checked_base_url(url: str) -> str:
@@ -161,6 +157,12 @@ def _checked_key(key: SecretStr | None) -> SecretStr | None:
     if key is not None and _CREDENTIAL.fullmatch(key.get_secret_value()) is None:
         raise ValueError("a key has only printable ASCII characters and no space")
     return key
+
+
+def _not_in_clear(url: str, info: ValidationInfo) -> str:
+    if not info.data.get("allow_plain_http") and not _is_private(url):
+        raise ValueError("a base URL with http:// must be on loopback, unless HUB_ALLOW_PLAIN_HTTP=true")
+    return url
 
 
 def _is_private(url: str) -> bool:

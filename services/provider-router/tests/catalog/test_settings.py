@@ -1,6 +1,8 @@
 """Providers from the environment."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -138,6 +140,19 @@ def test_a_wrong_setting_is_refused_without_its_secret(monkeypatch: pytest.Monke
     with pytest.raises(ValidationError) as refused:
         settings(monkeypatch, **env)
     assert SECRET not in str(refused.value)
+
+
+def test_a_wrong_setting_is_called_by_its_own_name() -> None:
+    wrong = {"OPENAI_BASE_URL": "http://10.0.0.1", "HUB_PROVIDERS__X__KIND": "gemini", "HUB_LEASE_S": "0"}
+    checked = subprocess.run(
+        [sys.executable, "-m", "provider_router", "--check"],
+        env={**BASE, **wrong},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    named = {line.split(": ")[1] for line in checked.stderr.splitlines()}
+    assert (checked.returncode, named) == (78, set(wrong))
 
 
 def test_no_key_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
