@@ -19,7 +19,7 @@ import nats
 from pydantic import BaseModel
 
 from bench.processes import BenchError, Upstream
-from bench.upstream import MODELS
+from bench.replies import MODELS
 from contracts import subjects
 from contracts.permissions import OPERATOR
 from contracts.rpc import catalog, identity

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from bench.answers import DONE, JSON_PIECES, MARK, fault_of, json_answer, pieces_of_stream, question, stream_script
-from bench.upstream import Plan, plan_of
+from bench.replies import Plan, plan_of
 
 
 def stream_body(chunks: int = 10) -> bytes:

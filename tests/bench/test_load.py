@@ -16,8 +16,9 @@ import pytest
 
 from bench.answers import question, stream_script
 from bench.client import Target
-from bench.load import Options, run
+from bench.load import run
 from bench.measure import cpu_between, elsewhere_between, memory, parse_stat, snapshot
+from bench.options import Options
 from bench.processes import Upstream, run_load, running_upstream
 from bench.upstream import Counts
 

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from bench import report, scenarios
 from bench.figures import Spread
-from bench.load import parse
 from bench.measured import Measured
+from bench.options import parse
 from bench.results import Result, Tally
 from bench.scenarios import SCENARIOS, Scenario
 from bench.targets import TARGETS, Verdict, verdicts

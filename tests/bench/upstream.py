@@ -13,25 +13,19 @@ import argparse
 import asyncio
 import gc
 import os
-import re
 import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, cast
 
 import httptools
 import msgspec
 import uvloop
 
-from bench.answers import json_answer, stream_script
+from bench.replies import error, json_response, models, plan_of, response, stream_writes
 
-MODELS: Final = ("bench-json", "bench-burst", "bench-chunks", "bench-paced-50")
-CHUNKS: Final = 100
-_CHUNKS_MAX: Final = 100_000
 _BODY_BYTES_MAX: Final = 32 * 1024 * 1024
-_MODEL: Final = re.compile(r"(?:.*/)?bench-(?P<how>json|burst|chunks|paced-(?P<pace>\d{1,4}))(?:-(?P<chunks>\d{1,6}))?")
 
 
 class Counts(msgspec.Struct):
@@ -48,6 +42,16 @@ class Counts(msgspec.Struct):
     connections: int = 0
 
 
+@dataclass(frozen=True)
+class Request:
+    """One request, read to its end."""
+
+    method: bytes
+    path: bytes
+    body: bytes
+    keep_alive: bool
+
+
 class StreamOptions(msgspec.Struct):
     """The part of `stream_options` that changes the answer."""
 
@@ -60,69 +64,6 @@ class Ask(msgspec.Struct):
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the answers of one model name are written.
-
-    Attributes:
-        one_write: the whole stream at once.
-        pace_per_s: chunks a second; 0 is one chunk each turn of the event loop.
-        chunks: events before usage and `[DONE]`.
-    """
-
-    one_write: bool
-    pace_per_s: int
-    chunks: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request, read to its end."""
-
-    method: bytes
-    path: bytes
-    body: bytes
-    keep_alive: bool
-
-
-@lru_cache(maxsize=256)
-def plan_of(model: str) -> Plan | None:
-    """Read a model name, with or without a provider's prefix; None if it is none of ours."""
-    match = _MODEL.fullmatch(model)
-    if match is None:
-        return None
-    pace = int(match["pace"] or 0)
-    chunks = int(match["chunks"] or CHUNKS)
-    if match["pace"] == "0" or not 3 <= chunks <= _CHUNKS_MAX:
-        return None
-    return Plan(one_write=match["how"] in {"json", "burst"}, pace_per_s=pace, chunks=chunks)
-
-
-@lru_cache(maxsize=256)
-def json_response(model: str, keep_alive: bool) -> bytes:
-    """Render the whole JSON answer of a model."""
-    return _response(b"200 OK", json_answer(model), keep_alive=keep_alive)
-
-
-@lru_cache(maxsize=256)
-def stream_writes(
-    model: str,
-    plan: Plan,
-    include_usage: bool,
-    keep_alive: bool,
-) -> tuple[bytes, ...]:
-    """Render a stream as the writes that make it: the head goes with the first chunk."""
-    script = stream_script(model, plan.chunks, include_usage)
-    head = _stream_head(keep_alive=keep_alive)
-    if plan.one_write:
-        return (head + b"".join(script.chunks + script.tail),)
-    first, *others = script.chunks
-    if plan.pace_per_s:
-        *between, last = others
-        return (head + first, *between, last + b"".join(script.tail))
-    return (head + first, *others, *script.tail)
 
 
 class Connection(asyncio.Protocol):
@@ -175,8 +116,8 @@ class Connection(asyncio.Protocol):
         """Read on; broken HTTP ends the connection with a 400."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._transport.write(_error(b"400 Bad Request", str(error), keep_alive=False))
+        except httptools.HttpParserError as fault:
+            self._transport.write(error(b"400 Bad Request", str(fault), keep_alive=False))
             self._transport.close()
 
     def pause_writing(self) -> None:
@@ -246,19 +187,19 @@ class Connection(asyncio.Protocol):
         if request.method == b"POST" and path == b"/v1/chat/completions":
             self._chat(request)
         elif request.method == b"GET" and path == b"/v1/models":
-            self._reply(_response(b"200 OK", _models(), keep_alive=request.keep_alive), request)
+            self._reply(response(b"200 OK", models(), keep_alive=request.keep_alive), request)
         elif request.method == b"GET" and path == b"/counts":
             body = msgspec.json.encode(self._counts)
-            self._reply(_response(b"200 OK", body, keep_alive=request.keep_alive), request)
+            self._reply(response(b"200 OK", body, keep_alive=request.keep_alive), request)
         else:
-            self._reply(_error(b"404 Not Found", "no such path", keep_alive=request.keep_alive), request)
+            self._reply(error(b"404 Not Found", "no such path", keep_alive=request.keep_alive), request)
 
     def _chat(self, request: Request) -> None:
         self._counts.requests += 1
         try:
             ask = _ASK.decode(request.body)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._refuse(b"400 Bad Request", str(error), keep_alive=request.keep_alive)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as fault:
+            self._refuse(b"400 Bad Request", str(fault), keep_alive=request.keep_alive)
             return
         plan = plan_of(ask.model)
         if plan is None:
@@ -325,37 +266,12 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: bytes, message: str, *, keep_alive: bool) -> None:
         self._counts.refused += 1
-        self._transport.write(_error(status, message, keep_alive=keep_alive))
+        self._transport.write(error(status, message, keep_alive=keep_alive))
         if not keep_alive:
             self._transport.close()
 
 
 _ASK: Final = msgspec.json.Decoder(Ask)
-
-
-def _stream_head(*, keep_alive: bool) -> bytes:
-    return (
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-        b"cache-control: no-cache\r\nx-request-id: req_5d1f0a7c9e3b\r\n"
-        b"openai-processing-ms: 12\r\ntransfer-encoding: chunked\r\n"
-    ) + (b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-
-
-def _response(status: bytes, body: bytes, *, keep_alive: bool) -> bytes:
-    return (
-        b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nx-request-id: req_5d1f0a7c9e3b\r\n"
-        b"openai-processing-ms: 12\r\ncontent-length: %d\r\n%b\r\n%b"
-    ) % (status, len(body), b"" if keep_alive else b"connection: close\r\n", body)
-
-
-def _error(status: bytes, message: str, *, keep_alive: bool) -> bytes:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return _response(status, msgspec.json.encode({"error": error}), keep_alive=keep_alive)
-
-
-def _models() -> bytes:
-    data = [{"id": m, "object": "model", "created": 1, "owned_by": "bench"} for m in MODELS]
-    return msgspec.json.encode({"object": "list", "data": data})
 
 
 async def serve(host: str, port: int) -> Counts:
