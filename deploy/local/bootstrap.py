@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a script that runs before any package is installed
 """Make `.venv` from the hashed lock and install our packages into it; standard library only.
 
 Done once per lock: a stamp in the environment remembers what it was made from. `--dev` adds what tests need.

@@ -2,8 +2,6 @@
 
 import sys
 
-from hub_local.commands.app import app
-
 
 def main() -> None:
     """Entry point."""
@@ -11,7 +9,9 @@ def main() -> None:
         from hub_local.commands.up import up  # noqa: PLC0415
 
         raise SystemExit(up())
-    app()
+    from hub_local.commands.app import application, completed  # noqa: PLC0415
+
+    application()(completed(sys.argv[1:]))
 
 
 if __name__ == "__main__":

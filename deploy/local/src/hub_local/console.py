@@ -6,7 +6,13 @@ from typing import Any, Final, TextIO
 
 _COLOURS: Final = ("36", "35", "34", "32", "33", "96", "95", "94")
 _LEVEL_COLOURS: Final = {"warning": "33", "error": "31", "critical": "31"}
-_NOISE: Final = ("LOG:", "NOTICE:", "[INF]", "[DBG]", "HINT:", "STATEMENT:", "DETAIL:", "CONTEXT:")
+_NOISE: Final = (
+    "LOG:", "NOTICE:", "[INF]", "[DBG]", "HINT:", "STATEMENT:", "DETAIL:", "CONTEXT:",
+    "Plaintext passwords detected",  # in a file that only its owner reads, beside the same passwords
+    "the database system is starting up",  # our own question whether it is ready
+    "the database system is shutting down",
+)  # fmt: skip
+"""What the servers say in good order; shown with HUB_LOG_LEVEL=debug."""
 _HIDDEN: Final = frozenset({"event", "level", "timestamp", "service", "process"})
 _NAME_WIDTH: Final = 15
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contracts.permissions import OPERATOR
+from contracts.permissions import OPERATOR, PROVISIONER
 from hub_local.credentials import ADMIN, Credentials
 from hub_local.folder import DataFolder, read_json, runs, write_private
 from hub_local.migrate import OWNERS
@@ -36,6 +36,8 @@ class HubState:
     """Ops port of each process."""
     nats_url: str
     """As the operator."""
+    nats_provision_url: str
+    """As the provisioner."""
     nats_monitor_url: str
     database_url: str
     """As the superuser."""
@@ -55,6 +57,7 @@ class HubState:
             urls=[f"http://{host}:{one.http_port}" for one in instances if one.http_port is not None],
             ops={one.name: f"http://127.0.0.1:{one.ops_port}" for one in instances},
             nats_url=credentials.nats_url(OPERATOR, ports.nats),
+            nats_provision_url=credentials.nats_url(PROVISIONER, ports.nats),
             nats_monitor_url=f"http://127.0.0.1:{ports.nats_http}",
             database_url=credentials.dsn(ADMIN, ports.postgres),
             database_urls={role: credentials.dsn(role, ports.postgres) for role in OWNERS},
@@ -78,5 +81,8 @@ def read(data_dir: Path) -> HubState:
     document: dict[str, Any] | None = read_json(data_dir / "hub.json")
     if document is None or not runs(document["supervisor_pid"]):
         raise NotRunningError(f"no hub runs on {data_dir.resolve()}: start it with `hub up`, or set HUB_DATA_DIR")
-    document["processes"] = [ProcessState(**process) for process in document["processes"]]
-    return HubState(**document)
+    try:
+        document["processes"] = [ProcessState(**process) for process in document["processes"]]
+        return HubState(**document)
+    except TypeError as error:
+        raise NotRunningError(f"the hub on {data_dir.resolve()} was started by another version: restart it") from error

@@ -191,7 +191,7 @@ class Supervisor:
         if made is not None:
             lines += [f"  Owner key, shown only this once:  {made}", ""]
         elif key == "$HUB_KEY":
-            lines += ["  A new key:  hub keys create --role owner", ""]
+            lines += ["  A new key:  hub keys create --owner", ""]
         lines += [
             f"  curl {url}/api/v2/chat/completions \\",
             f'    -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\',

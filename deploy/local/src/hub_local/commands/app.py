@@ -1,6 +1,62 @@
-"""The command line, as a table: names and where each command lives."""
+"""The command line, as a table: names and where each command lives. A module is imported when its command is called."""
+
+from typing import Final
 
 from cyclopts import App
 
-app = App(name="hub", help="AIGNE Hub: run it, look into it, give it keys, credits and prices.")
-app.command("hub_local.commands.up:up", name="up")
+_COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
+    "": {
+        "up": ("up:up", "Run NATS, PostgreSQL and all services here until Ctrl-C."),
+        "status": ("status:status", "Show processes, addresses, queue lag and versions."),
+        "chat": ("chat:chat", "Ask a model and print its answer as it comes."),
+        "migrate": ("maintenance:migrate", "Apply the migrations of all services."),
+        "provision": ("maintenance:provision", "Make streams, consumers and buckets."),
+    },
+    "calls": {
+        "list": ("calls:list_calls", "List calls, newest first."),
+        "show": ("calls:show", "Show all that is known of one call."),
+    },
+    "usage": {"tail": ("usage:tail", "Print a line for each usage event, until Ctrl-C.")},
+    "keys": {
+        "create": ("keys:create", "Make an access key and show it, this once."),
+        "list": ("keys:list_keys", "List access keys, newest first, without their text."),
+        "revoke": ("keys:revoke", "Revoke a key on every gateway, within a second."),
+    },
+    "credits": {
+        "grant": ("credits:grant", "Give credits to an account."),
+        "balance": ("credits:balance", "Show what an account has; without one, of every user who has a key."),
+    },
+    "rates": {
+        "set": ("rates:set_rates", "Set credits per unit for models that match a pattern."),
+        "list": ("rates:list_rates", "List the rates in force, the most specific first."),
+    },
+}
+_HELP: Final = {
+    "calls": "What became of calls.",
+    "usage": "Usage events, as other systems get them.",
+    "keys": "Access keys.",
+    "credits": "What accounts have and may spend.",
+    "rates": "What models cost.",
+}
+
+
+def application() -> App:
+    """The `hub` command."""
+    app = App(name="hub", help="AIGNE Hub: run it, look into it, give it keys, credits and prices.")
+    for group, commands in _COMMANDS.items():
+        target = app
+        if group:
+            target = App(name=group, help=_HELP[group])
+            app.command(target)
+        for name, (where, text) in commands.items():
+            target.command(f"hub_local.commands.{where}", name=name, help=text)
+    return app
+
+
+def completed(arguments: list[str]) -> list[str]:
+    """`hub calls` means `hub calls list`; so do keys and rates."""
+    group, rest = arguments[:1], arguments[1:]
+    names_one = bool(rest) and (not rest[0].startswith("-") or rest[0] in {"-h", "--help"})
+    if group and "list" in _COMMANDS.get(group[0], {}) and not names_one:
+        return [*group, "list", *rest]
+    return arguments
