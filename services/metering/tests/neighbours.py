@@ -24,6 +24,7 @@ from metering.app import metering
 from metering.settings import Settings
 from runtime import rpc
 from runtime.bus import Bus, opened
+from runtime.provision import provision
 
 A = TypeVar("A", bound=BaseModel)
 RATES = Rates(input="0.001", output="0.002")
@@ -71,6 +72,7 @@ class Neighbours:
     """What the gateway was told, by call."""
     router_settled: dict[str, list[SettledCall]] = field(default_factory=dict)
     events: list[UsageEvent] = field(default_factory=list)
+    processes: list[AsyncExitStack] = field(default_factory=list)
 
     async def connect(self) -> None:
         self.gateway = await self._open(permissions.GATEWAY, self.gateway_id)
@@ -86,7 +88,20 @@ class Neighbours:
     async def start_metering(self, **changes: Any) -> None:
         """One more metering in this process."""
         settings = self.settings.model_copy(update=changes)
-        await self.stack.enter_async_context(metering(settings, new_process_id("metering")))
+        stack = AsyncExitStack()
+        await stack.enter_async_context(metering(settings, new_process_id("metering")))
+        self.processes.append(stack)
+        self.stack.push_async_callback(stack.aclose)
+
+    async def stop_metering(self) -> None:
+        """All of them, as SIGTERM does it."""
+        for process in self.processes:
+            await process.aclose()
+        self.processes.clear()
+
+    async def restart_metering(self, **changes: Any) -> None:
+        await self.stop_metering()
+        await self.start_metering(**changes)
 
     # ---- what gateways and routers do -------------------------------------------------------------------------------
 
@@ -162,6 +177,13 @@ class Neighbours:
             return info.num_pending == 0 and info.num_ack_pending == 0
 
         await until(nothing_left, within_s=40, what="the settle consumer is empty")
+
+    async def empty_usage_stream(self) -> None:
+        """With its window of known message ids."""
+        provisioner = await self._open(permissions.PROVISIONER, new_process_id("provisioner"))
+        js = provisioner.jetstream()
+        await js.delete_stream(streams.USAGE.name)
+        await provision(js)
 
     # ---- the books --------------------------------------------------------------------------------------------------
 

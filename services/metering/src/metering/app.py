@@ -61,8 +61,10 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases)
-        await broker.start()
+        connection = await broker.connect()
         stack.push_async_callback(broker.stop)
+        await broker.start()
+        await connection.flush()  # from here on the server knows of every subscription
         await stack.enter_async_context(_listening(bus, turns, leases))
         await pull.start(inbox)
         stack.callback(pull.stop)
@@ -87,6 +89,7 @@ async def _listening(bus: Bus, turns: Turns, leases: Leases) -> AsyncIterator[No
             (questions.RENEW, answering(bus, leases.renew, tasks)),
         )
     ]
+    await bus.flush()
     try:
         yield
     finally:

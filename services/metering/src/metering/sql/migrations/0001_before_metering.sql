@@ -280,7 +280,8 @@ begin
                 first_byte_ms = f.first_byte_ms, provider_first_byte_ms = f.provider_first_byte_ms,
                 router = coalesce(f.router, c.router), settled_at = now(), settled_by = f.settled_by
             from unnest(facts) with ordinality f
-            where c.id = f.call_id and c.state = 'processing' and c.epoch = f.epoch and c.account = f.account
+            where c.id = f.call_id and c.state = 'processing' and c.epoch = f.epoch
+                and (c.account = f.account) is true  -- no condition for an index: the primary key is the cheaper one
             returning f.ordinality as ord, c.id, c.account, c.hold, c.credits, c.overrun, c.written_off,
                 c.model, c.user_did, c.project, c.key_id, f.tries
         ), numbered as materialized (

@@ -1,0 +1,119 @@
+"""Open calls: holds raised, leases renewed, stale ones found."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from neighbours import Neighbours, call
+from rig.waiting import until
+
+from contracts import subjects
+from contracts.ids import new_call_id
+from contracts.rpc import metering as questions
+from contracts.rpc.metering import (
+    ExtendHold,
+    ExtendReply,
+    RenewLeases,
+    RenewReply,
+    ReserveCall,
+    StaleCall,
+    StaleCalls,
+    StaleReply,
+)
+
+
+async def _extend(hub: Neighbours, reserved: ReserveCall, amount: str, epoch: int = 1) -> ExtendReply:
+    subject = subjects.rpc(questions.SERVICE, questions.EXTEND)
+    payload = msgspec.json.encode(ExtendHold(reserved.call_id, epoch, reserved.account, amount))
+    return msgspec.json.decode(await hub.router.call(subject, payload, 5), type=ExtendReply)
+
+
+async def _renew(hub: Neighbours, *calls: tuple[str, int]) -> RenewReply:
+    subject = subjects.rpc(questions.SERVICE, questions.RENEW)
+    payload = msgspec.json.encode(RenewLeases(hub.router_id, calls))
+    return msgspec.json.decode(await hub.router.call(subject, payload, 5), type=RenewReply)
+
+
+async def _stale(hub: Neighbours) -> Sequence[StaleCall]:
+    return (await hub.ask(questions.STALE, StaleCalls(), StaleReply)).calls
+
+
+async def test_a_hold_grows_as_long_as_there_is_credit(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    reserved = call(hold="1")
+    await hub.reserve_batch(reserved)
+    assert (await _extend(hub, reserved, "8")).granted
+    assert (await _extend(hub, reserved, "1.5")).reason == "not_enough"
+    assert (await hub.account("did:a"))["held"] == 9
+    assert (await hub.row(reserved.call_id))["hold"] == 9
+    await hub.assert_balanced()
+
+
+async def test_a_hold_does_not_grow_once_the_call_has_ended_or_was_taken_over(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    reserved = call()
+    await hub.reserve_batch(reserved)
+    assert (await _extend(hub, reserved, "1", epoch=2)).reason == "ended"
+    assert (await _extend(hub, call(), "1")).reason == "ended"
+    assert (await _extend(hub, reserved, "NaN")).reason == "invalid"
+    await hub.publish(hub.completed(reserved))
+    await hub.until_settled(reserved)
+    assert (await _extend(hub, reserved, "1")).reason == "ended"
+    await hub.assert_balanced()
+
+
+async def test_extending_races_settling_and_the_books_stay_balanced(hub: Neighbours) -> None:
+    await hub.start_metering()
+    await hub.open_account("did:a", "1000")
+    calls = [call() for _ in range(40)]
+    await hub.reserve_batch(*calls)
+    await asyncio.gather(
+        *(_extend(hub, reserved, "0.5") for reserved in calls), hub.publish(*(hub.completed(one) for one in calls))
+    )
+    await hub.until_settled(*calls)
+    assert (await hub.account("did:a"))["held"] == 0
+    await hub.assert_balanced()
+
+
+async def test_renewing_moves_the_lease_and_names_what_has_ended(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    running, ended, taken = call(), call(), call()
+    await hub.reserve_batch(running, ended, taken)
+    await hub.publish(hub.completed(ended))
+    await hub.until_settled(ended)
+    await hub.books.execute("update metering.model_call set epoch = 2 where id = $1", taken.call_id)
+    before = (await hub.row(running.call_id))["lease_until"]
+    unknown = new_call_id()
+
+    reply = await _renew(hub, *((one, 1) for one in (running.call_id, ended.call_id, taken.call_id, unknown)))
+
+    assert reply.renewed == 1
+    assert set(reply.ended) == {ended.call_id, taken.call_id, unknown}
+    row = await hub.row(running.call_id)
+    assert row["lease_until"] > before
+    assert row["router"] == hub.router_id
+
+
+async def test_a_call_whose_lease_ended_is_stale_until_it_is_closed(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    reserved, renewed = call(), call()
+    await hub.reserve_batch(reserved, renewed)
+    assert await _stale(hub) == ()
+
+    async def is_stale() -> bool:
+        await _renew(hub, (renewed.call_id, 1))
+        return [one.call_id for one in await _stale(hub)] == [reserved.call_id]
+
+    await until(is_stale, within_s=12, what="the call is stale")
+    await hub.publish(hub.failed(reserved, code="stale"))
+    await hub.until_settled(reserved)
+    assert reserved.call_id not in {one.call_id for one in await _stale(hub)}
+
+
+async def test_a_new_process_finds_stale_calls_of_long_ago(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    calls = [call(call_id=new_call_id(ms)) for ms in (1_000_000, 1_700_000_000_000, 4_000_000_000_000)]
+    await hub.reserve_batch(*calls)
+    await hub.books.execute("update metering.model_call set lease_until = now() - interval '1 s'")
+    await hub.restart_metering()
+    assert {one.call_id for one in await _stale(hub)} == {one.call_id for one in calls}

@@ -1,0 +1,110 @@
+"""Every settled call has its event, in a sequence without gaps."""
+
+import msgspec
+import pytest
+from neighbours import CANDIDATE, Neighbours, call
+from rig.waiting import until
+
+from contracts.cloudevent import UsageEvent
+from contracts.usage import Usage
+from metering import usage_events
+
+
+async def _until_sent(hub: Neighbours) -> None:
+    async def sent() -> bool:
+        behind = "select count(*) from metering.account a left join metering.usage_sent s on s.account = a.id"
+        return await hub.books.fetchval(f"{behind} where a.seq > coalesce(s.seq, 0)") == 0
+
+    await until(sent, within_s=30, what="every usage event is stored")
+
+
+def _assert_contiguous(hub: Neighbours, account: str, count: int) -> None:
+    events = [event for event in hub.events if event.data.account == account]
+    assert {event.data.sequence for event in events} == set(range(1, count + 1))
+    assert {event.sequence for event in events} == {f"{number:020d}" for number in range(1, count + 1)}
+
+
+async def test_sequences_are_contiguous_per_account_over_two_processes(hub: Neighbours) -> None:
+    await hub.start_metering()
+    for account in ("did:a", "did:b"):
+        await hub.open_account(account, "1000")
+    calls = [call(("did:a", "did:b")[number % 2]) for number in range(120)]
+    await hub.reserve_batch(*calls)
+    await hub.publish(*(hub.failed(one) if number % 5 == 0 else hub.completed(one) for number, one in enumerate(calls)))
+    await hub.until_settled(*calls)
+    await _until_sent(hub)
+    assert len(hub.events) == 120
+    _assert_contiguous(hub, "did:a", 60)
+    _assert_contiguous(hub, "did:b", 60)
+    assert sum(event.data.state == "failed" for event in hub.events) == 24
+
+
+async def test_an_event_says_what_the_books_say(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    reserved = call(hold="0.15")
+    await hub.reserve_batch(reserved)
+    await hub.publish(hub.completed(reserved))
+    await hub.until_settled(reserved)
+    await _until_sent(hub)
+    (event,) = hub.events
+    assert (event.id, event.subject) == (f"ue_{reserved.call_id}", "accounts/did:a")
+    assert (event.data.credits, event.data.overrun) == ("0.1500000000", "0.0500000000")
+    assert (event.data.rates, event.data.usage) == (
+        {"input": "0.001", "output": "0.002", "request": "0"},
+        Usage(input_tokens=100, output_tokens=50),
+    )
+
+
+@pytest.mark.parametrize("ended", ["success", "failed", "failed before anybody answered"])
+async def test_an_event_read_from_the_books_is_the_one_that_was_lost(hub: Neighbours, ended: str) -> None:
+    await hub.open_account("did:a", "10")
+    reserved = call()
+    await hub.reserve_batch(reserved)
+    if ended == "success":
+        fact = hub.completed(reserved, usage=Usage(1, 2, 3, 4, 5))
+    elif ended == "failed":
+        fact = hub.failed(reserved, candidate=CANDIDATE, usage=Usage(1), duration_ms=77)
+    else:
+        fact = hub.failed(reserved)
+    await hub.publish(msgspec.structs.replace(fact, trace_id=reserved.trace_id))
+    await hub.until_settled(reserved)
+    await _until_sent(hub)
+    await hub.stop_metering()
+
+    await hub.books.execute("update metering.usage_sent set seq = 0")
+    await hub.books.execute("update metering.ledger set at = at - interval '1 minute'")
+    await hub.empty_usage_stream()
+    await hub.start_metering()
+    await _until_sent(hub)
+
+    first, second = hub.events
+    assert msgspec.to_builtins(second) == msgspec.to_builtins(first)
+
+
+async def test_events_that_the_bus_never_took_are_published_again(
+    hub: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the process dies after its commit."""
+    monkeypatch.setattr(usage_events.UsageEvents, "publish", lambda _self, _result: None)
+    await hub.restart_metering()
+    await hub.open_account("did:a", "1000")
+    calls = [call() for _ in range(50)]
+    await hub.reserve_batch(*calls)
+    await hub.publish(*(hub.completed(one) for one in calls))
+    await hub.until_settled(*calls)
+    assert hub.events == []
+    monkeypatch.undo()
+
+    await hub.books.execute("update metering.ledger set at = at - interval '1 minute'")
+    await hub.restart_metering()
+    await _until_sent(hub)
+    _assert_contiguous(hub, "did:a", 50)
+
+
+def test_a_gap_ends_a_run() -> None:
+    assert usage_events._first_run([5, 3, 4, 9, 8]) == (3, 5)
+
+
+def test_the_event_is_a_cloudevent() -> None:
+    fields = set(UsageEvent.__struct_fields__)
+    assert {"id", "source", "specversion", "type", "subject", "time", "datacontenttype", "data"} <= fields
