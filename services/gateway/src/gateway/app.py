@@ -117,6 +117,7 @@ async def _http(app: Front, settings: Settings) -> AsyncIterator[None]:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=4096,
     )

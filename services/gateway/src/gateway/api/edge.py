@@ -1,12 +1,12 @@
 """What every answer of the FastAPI application has: request and trace id, CORS, security headers, an error body."""
 
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 import structlog
 
 from contracts.errors import ErrorCode, HubError
+from contracts.ids import new_trace_id
 from gateway.api import errors
 from runtime.telemetry import new_trace, read_traceparent
 
@@ -46,7 +46,7 @@ def request_id(value: bytes | None) -> str:
     """The client's request id if it is one of 1 to 128 visible ASCII signs, else a new one."""
     if value and len(value) <= _REQUEST_ID_MAX and _VISIBLE.issuperset(value):
         return value.decode("ascii")
-    return uuid.uuid4().hex
+    return f"req_{new_trace_id()}"
 
 
 class Edge:
