@@ -21,7 +21,7 @@ class JsonBodyError(ValueError):
 
 
 class _Asked(msgspec.Struct, gc=False):
-    n: msgspec.Raw | None = None
+    n: msgspec.Raw = msgspec.Raw(b"1")
 
 
 _ASKED: Final = msgspec.json.Decoder(_Asked)
@@ -114,8 +114,7 @@ def closing_brace(body: bytes, value: bytes) -> int | None:
 def choices_asked(body: bytes) -> int:
     """The request's `n`: how many answers it asks for; 1 when absent or not a sensible number."""
     try:
-        asked = _ASKED.decode(body).n
-        number = 1 if asked is None else msgspec.json.decode(asked)
+        number = msgspec.json.decode(_ASKED.decode(body).n)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return 1
     return number if type(number) is int and 1 < number <= _CHOICES_MAX else 1

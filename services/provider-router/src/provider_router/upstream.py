@@ -131,6 +131,11 @@ class Upstream:
         """Open connections, used and unused."""
         return len(self._connections)
 
+    @property
+    def idle(self) -> int:
+        """Open connections that wait for the next call."""
+        return sum(len(idle) for idle in self._idle.values())
+
     def close(self) -> None:
         """Drop all connections; answers still arriving end with `ClosedEarlyError`."""
         self._closed = True
@@ -203,6 +208,8 @@ class Upstream:
 
 
 def _parse_address(base_url: str) -> _Address:
+    if not _PATH.fullmatch(base_url):
+        raise InvalidRequestError("a provider's base URL has no blanks or control characters")
     try:
         url = urlsplit(base_url)
         port = url.port or _DEFAULT_PORTS.get(url.scheme, 0)
@@ -210,7 +217,7 @@ def _parse_address(base_url: str) -> _Address:
         raise InvalidRequestError("the provider's base URL is not a URL") from error
     host = url.hostname or ""
     plain = not (url.username or url.password or url.query or url.fragment)
-    if not (port and host and plain and _PATH.fullmatch(url.path) and _PATH.fullmatch(host)):
+    if not (port and host and plain):
         raise InvalidRequestError("a provider's base URL is http(s)://host[:port][/path] and nothing else")
     shown = f"[{host}]" if ":" in host else host
     authority = shown if port == _DEFAULT_PORTS[url.scheme] else f"{shown}:{port}"

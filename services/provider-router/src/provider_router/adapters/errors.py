@@ -15,7 +15,7 @@ _NAME_MAX: Final = 100
 _HTTP_OK, _HTTP_REDIRECT, _HTTP_CLIENT, _HTTP_SERVER = 200, 300, 400, 500
 _SECRET: Final = re.compile(
     r"(?i:bearer)\s+\S+"
-    r"|\b(?:sk|pk|rk|xai|gsk|key|api)[-_][\w*.\-]{6,}"
+    r"|\b(?:sk|pk|rk|xai|gsk|key|api)[-_][\w*\-]{6,}(?:\.[\w*\-]+)*"
     r"|\bAIza[\w\-]{10,}"
     r"|\bAKIA[A-Z0-9]{8,}"
     r"|\b[\w\-]*\*{3,}[\w\-]*"

@@ -117,19 +117,18 @@ def _response_format(said: Json, name: str, value: Any) -> None:
 class _Function(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     description: str | None = None
-    parameters: msgspec.Raw | None = None
+    parameters: msgspec.Raw = msgspec.Raw(b'{"type":"object","properties":{}}')
     strict: bool | None = None
 
 
 class _Tool(msgspec.Struct, forbid_unknown_fields=True):
     type: str
     function: _Function
-    cache_control: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _RAW_TOOLS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TOOL: Final = msgspec.json.Decoder(_Tool)
-_NO_PARAMETERS: Final = msgspec.Raw(b'{"type":"object","properties":{}}')
 
 
 def _tools(said: Json, name: str, value: Any) -> None:
@@ -149,12 +148,12 @@ def _tool(raw: msgspec.Raw, where: str) -> Json:
     if tool.type != "function":
         unsupported(f"{where}.type")
     function = tool.function
-    said: Json = {"name": function.name, "input_schema": function.parameters or _NO_PARAMETERS}
+    said: Json = {"name": function.name, "input_schema": function.parameters}
     if function.description is not None:
         said["description"] = function.description
     if function.strict is not None:
         said["strict"] = function.strict
-    if tool.cache_control is not None:
+    if bytes(tool.cache_control) != b"null":
         said["cache_control"] = tool.cache_control
     return said
 
