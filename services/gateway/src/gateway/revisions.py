@@ -32,8 +32,8 @@ class IdentityCache(Protocol):
     def changed(self, key_ids: Sequence[str], revision: int) -> None:
         """These keys changed, or any when the list is empty."""
 
-    def seen(self, revision: int) -> None:
-        """The revision in the bucket."""
+    def seen(self, revision: int, written: int) -> None:
+        """The revision in the bucket, and the bucket's number of that entry."""
 
 
 class Revisions:
@@ -71,9 +71,9 @@ class Revisions:
             else:
                 self._away = False
                 if identity is not None:
-                    self._identities.seen(identity)
+                    self._identities.seen(*identity)
                 if catalog is not None:
-                    self._catalog_changed(catalog)
+                    self._catalog_changed(catalog[0])
             await asyncio.sleep(every_s)
 
     async def announce(self, key_ids: Sequence[str], revision: int) -> None:
@@ -96,7 +96,8 @@ class Revisions:
             self._bucket = await self._js.key_value(streams.REVISIONS.name)
         return self._bucket
 
-    async def _read(self, key: str) -> int | None:
+    async def _read(self, key: str) -> tuple[int, int] | None:
+        """A revision and the bucket's number of its entry."""
         try:
             entry = await (await self._open()).get(key)
         except KeyNotFoundError:
@@ -105,7 +106,7 @@ class Revisions:
         if not value.isdigit():
             _log.error("revision is no number", key=key)
             return None
-        return int(value)
+        return int(value), entry.revision or 0
 
     def _on_identity(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         try:

@@ -76,6 +76,7 @@ class Principals:
         self._misses: dict[bytes, asyncio.Task[Principal | None]] = {}
         self._generation = 0
         self._revision: int | None = None
+        self._in_bucket: tuple[int, int] | None = None
         self._used: dict[str, float] = {}
 
     def digest(self, token: bytes) -> bytes:
@@ -129,23 +130,33 @@ class Principals:
         return self.lookup(digest) or await self.find(token, digest)
 
     def changed(self, key_ids: Sequence[str], revision: int) -> None:
-        """A change of identities: drop these keys, or all when the list is empty or a change was missed."""
+        """A change of identities: drop these keys, or all when the list is empty or a change may have been missed."""
         self._generation += 1
         self._refused.clear()
         self._misses.clear()  # nobody joins a read that began before the change
-        missed = self._revision is None or revision > self._revision + 1
-        if not key_ids or missed:
+        in_order = self._revision is not None and revision == self._revision + 1
+        if not key_ids or not in_order:
             self._fresh.clear()
             self._by_key.clear()
         for key_id in key_ids:
             digest = self._by_key.pop(key_id, None)
             if digest is not None:
                 self._fresh.pop(digest, None)
-        self._revision = revision if self._revision is None else max(revision, self._revision)
+        self._revision = revision
 
-    def seen(self, revision: int) -> None:
-        """The revision that stands in the books: when it is ahead of ours, a change was missed."""
-        if self._revision is None or revision > self._revision:
+    def seen(self, revision: int, written: int) -> None:
+        """What stands in the bucket; a revision other than the last one heard of means that a change was missed.
+
+        It may also be lower: then the database was restored from a backup, and nothing cached can be trusted.
+
+        Args:
+            revision: the entry's value.
+            written: the bucket's own number of the entry, new with each write.
+        """
+        if (revision, written) == self._in_bucket:
+            return
+        self._in_bucket = (revision, written)
+        if revision != self._revision:
             self.changed((), revision)
 
     async def write_used(self, every_s: float = _USED_EVERY_S) -> None:

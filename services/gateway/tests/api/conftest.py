@@ -1,0 +1,171 @@
+"""The FastAPI surface behind uvicorn, on a real bus; metering and provider-router are played by stand-ins on it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from contracts import permissions, subjects
+from contracts.errors import ErrorCode, HubError
+from contracts.ids import new_process_id
+from contracts.rpc import catalog, metering
+from contracts.rpc.envelope import Empty
+from contracts.rpc.identity import KeyCreate, KeyCreated, Role
+from gateway import rpc
+from gateway.admission.prices import Prices
+from gateway.api import routes
+from gateway.api.services import Services
+from gateway.http_protocol import Limits, limited
+from gateway.identity import store
+from runtime.rpc import answer, broker
+
+SNAPSHOT = catalog.Snapshot(
+    revision=1,
+    providers=(
+        catalog.ProviderView(name="openai", kind="openai", models=("gpt-4o", "unpriced")),
+        catalog.ProviderView(name="demo", kind="demo", models=("echo",)),
+    ),
+    rates=(
+        catalog.RateView(
+            rate_id="r1",
+            pattern="openai/gpt-4o",
+            input="0.0000025",
+            output="1E-5",
+            source="test",
+            effective_at="2026-11-01T00:00:00Z",
+        ),
+        catalog.RateView(
+            rate_id="r2",
+            pattern="demo/*",
+            input="0.1",
+            output="0.1",
+            source="demo",
+            effective_at="2026-11-01T00:00:00Z",
+        ),
+    ),
+)
+
+
+@dataclass
+class Books:
+    """What the stand-in for metering knows, and what it was asked."""
+
+    balances: dict[str, Decimal] = field(default_factory=dict)
+    calls: dict[str, metering.CallView] = field(default_factory=dict)
+    grants: list[metering.Grant] = field(default_factory=list)
+    opened: list[metering.AccountsOpen] = field(default_factory=list)
+
+    async def balance(self, asked: metering.BalanceGet) -> metering.Balance:
+        if asked.account not in self.balances:
+            raise HubError(ErrorCode.NOT_FOUND, "There is no such account.")
+        free = self.balances[asked.account]
+        zero = Decimal(0)
+        return metering.Balance(account=asked.account, granted=free + 1, spent=zero, held=Decimal(1), available=free)
+
+    async def call(self, asked: metering.CallGet) -> metering.CallView:
+        view = self.calls.get(asked.call_id)
+        if view is None or asked.account not in {None, view.account}:
+            raise HubError(ErrorCode.NOT_FOUND, "There is no such call.")
+        return view
+
+    async def grant(self, asked: metering.Grant) -> Empty:
+        self.grants.append(asked)
+        return Empty()
+
+    async def open(self, asked: metering.AccountsOpen) -> metering.AccountsOpened:
+        self.opened.append(asked)
+        return metering.AccountsOpened(opened=len(asked.accounts))
+
+
+@dataclass
+class Surface:
+    """The running surface."""
+
+    node: Any
+    http: httpx2.AsyncClient
+    books: Books
+    prices: Prices
+    peers: rpc.Peers
+    ready: dict[str, bool]
+
+    async def key(self, role: Role = "member") -> KeyCreated:
+        made: KeyCreated = await self.node.keys.create(KeyCreate(role=role), "test")
+        return made
+
+    async def get(self, path: str, key: KeyCreated | None = None, **headers: str) -> httpx2.Response:
+        if key is not None:
+            headers["authorization"] = f"Bearer {key.key}"
+        return await self.http.get(path, headers=headers)
+
+
+async def _snapshot(_: catalog.SnapshotGet) -> catalog.Snapshot:
+    return SNAPSHOT
+
+
+@pytest.fixture
+async def books(nats_url: Callable[[str], str], stack: AsyncExitStack) -> Books:
+    """Metering's and provider-router's part of the bus, played."""
+    books = Books()
+    for user in (permissions.METERING, permissions.ROUTER):
+        process = new_process_id(user)
+        on = broker(nats_url(user), name=process, inbox_prefix=subjects.inbox_prefix(user, process))
+        if user == permissions.METERING:
+            service = metering.SERVICE
+            answer(on, service, metering.BALANCE, metering.BalanceGet, metering.Balance, books.balance)
+            answer(on, service, metering.CALL_GET, metering.CallGet, metering.CallView, books.call)
+            answer(on, service, metering.GRANT, metering.Grant, Empty, books.grant)
+            answer(on, service, metering.ACCOUNTS_OPEN, metering.AccountsOpen, metering.AccountsOpened, books.open)
+        else:
+            answer(on, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet, catalog.Snapshot, _snapshot)
+        await on.start()
+        stack.push_async_callback(on.stop)
+    return books
+
+
+@pytest.fixture(params=[""])
+def mount_path(request: pytest.FixtureRequest) -> str:
+    path: str = request.param
+    return path
+
+
+@pytest.fixture
+async def surface(
+    start_node: Callable[[], Awaitable[Any]], books: Books, mount_path: str, stack: AsyncExitStack
+) -> AsyncIterator[Surface]:
+    node = await start_node()
+    peers = rpc.Peers(node.bus, Decimal(100))
+    prices = Prices(peers.snapshot, billing="credit", unpriced="refuse")
+    await prices.refresh()
+    ready = {"nats": True, "postgres": True}
+
+    async def is_ready() -> dict[str, bool]:
+        return ready
+
+    services = Services(node.principals, prices, peers, partial(store.full_name, node.pool), is_ready, billing=True)
+    config = uvicorn.Config(
+        routes.build(services, mount_path),
+        host="127.0.0.1",
+        port=0,
+        http=limited(Limits()),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        yield Surface(node, http, books, prices, peers, ready)
+    server.should_exit = True
+    await task

@@ -1,0 +1,74 @@
+"""What gateway answers on the bus, asked by an operator; and what it asks of metering."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from contracts import permissions, subjects
+from contracts.errors import ErrorCode, HubError
+from contracts.ids import new_process_id
+from contracts.rpc import identity
+from contracts.rpc.envelope import Empty
+from gateway import rpc
+from gateway.identity.bootstrap import welcome_grant_id
+from runtime.bus import Bus
+from runtime.rpc import ask, broker
+
+
+@pytest.fixture
+async def operator(
+    surface: Any, nats_url: Callable[[str], str], connect: Callable[[str], Awaitable[Bus]]
+) -> AsyncIterator[Bus]:
+    user = permissions.GATEWAY
+    process = new_process_id(user)
+    on = broker(nats_url(user), name=process, inbox_prefix=subjects.inbox_prefix(user, process))
+    rpc.serve(on, surface.node.keys, surface.peers)
+    await on.start()
+    yield await connect(permissions.OPERATOR)
+    await on.stop()
+
+
+async def test_keys_are_made_listed_and_revoked_by_rpc(surface: Any, operator: Bus) -> None:
+    request = identity.KeyCreate(name="ci", role="admin")
+    made = await ask(operator, identity.SERVICE, identity.KEY_CREATE, request, identity.KeyCreated)
+    assert (await surface.get("/v1/models", made)).status_code == 200
+    page = await ask(operator, identity.SERVICE, identity.KEY_LIST, identity.KeyList(user=made.user), identity.KeyPage)
+    assert [(key.key_id, key.name, key.role, key.revoked_at) for key in page.keys] == [
+        (made.key_id, "ci", "admin", None)
+    ]
+    for _ in range(2):
+        await ask(operator, identity.SERVICE, identity.KEY_REVOKE, identity.KeyRevoke(key_id=made.key_id), Empty)
+    assert (await surface.get("/v1/models", made)).status_code == 401
+
+
+async def test_many_keys_are_made_with_accounts_of_the_asked_credit(surface: Any, operator: Bus) -> None:
+    for asked, amount in ((None, "100"), ("2.5", "2.5")):
+        request = identity.KeysCreate(count=20, welcome_credits=asked)
+        made = await ask(operator, identity.SERVICE, identity.KEYS_CREATE, request, identity.KeysCreated)
+        assert len(made.keys) == 20
+        assert str(surface.books.opened[-1].amount.normalize()) in {amount, "1E+2"}
+        assert set(surface.books.opened[-1].accounts) == {key.account for key in made.keys}
+
+
+@pytest.mark.parametrize("asked", ["-1", "NaN", "a lot", "1e18"])
+async def test_credits_out_of_their_domain_make_nothing(surface: Any, operator: Bus, asked: str) -> None:
+    request = identity.KeysCreate(count=1, welcome_credits=asked)
+    with pytest.raises(HubError) as caught:
+        await ask(operator, identity.SERVICE, identity.KEYS_CREATE, request, identity.KeysCreated)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_REQUEST, "welcome_credits")
+    assert not surface.books.opened
+
+
+async def test_revoking_an_unknown_key_says_so(operator: Bus) -> None:
+    with pytest.raises(HubError) as caught:
+        await ask(operator, identity.SERVICE, identity.KEY_REVOKE, identity.KeyRevoke(key_id="z1nothing"), Empty)
+    assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_the_welcome_grant_has_a_constant_id(surface: Any) -> None:
+    for _ in range(2):
+        await surface.peers.grant_welcome("z1someone", welcome_grant_id("z1someone"))
+    first, second = surface.books.grants
+    assert (first.grant_id, first.category, first.amount) == (second.grant_id, "welcome", 100)
+    assert welcome_grant_id("z1other") != first.grant_id
