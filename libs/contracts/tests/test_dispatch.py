@@ -78,3 +78,13 @@ def test_part_of_a_body_keeps_call_number_and_bytes(number: int, part: bytes) ->
 def test_cancel_without_a_reason_means_that_the_client_left() -> None:
     cancel = msgspec.json.decode(b'{"gateway":"g","call_ids":["c"]}', type=Cancel)
     assert cancel.reason == ErrorCode.CLIENT_CANCELLED
+
+
+def test_layout_on_the_wire_is_fixed() -> None:
+    header = DispatchHeader("c", 1, 2, "g", "a", "chat", "openai", stream=False, deadline_ms=3, candidates=(), hold="0")
+    text = (
+        b'{"call_id":"c","epoch":1,"number":2,"gateway":"g","account":"a","kind":"chat","dialect":"openai",'
+        b'"stream":false,"deadline_ms":3,"candidates":[],"hold":"0"}'
+    )
+    assert dispatch.pack(header, b"{}") == struct.pack(">I", len(text)) + text + b"{}"
+    assert dispatch.pack_part("c" * 36, 1, b"x") == b"c" * 36 + bytes.fromhex("00000001") + b"x"

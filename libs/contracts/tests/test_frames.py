@@ -67,3 +67,15 @@ def test_end_payload_keeps_held_bytes_and_splice_position(held: bytes, splice_at
 def test_end_payload_without_an_offset_is_refused(length: int) -> None:
     with pytest.raises(FrameError):
         frames.read_end(bytes(length))
+
+
+def test_layout_on_the_wire_is_fixed() -> None:
+    assert frames.pack(FrameKind.DATA, 0x01020304, 5, b"hi") == bytes.fromhex("03 01020304 00000005 00000002") + b"hi"
+    assert frames.end_payload(b"x", 7) == bytes.fromhex("00000007") + b"x"
+    assert [(kind.name, int(kind)) for kind in FrameKind] == [
+        ("ACCEPTED", 1),
+        ("HEAD", 2),
+        ("DATA", 3),
+        ("END", 4),
+        ("ERROR", 5),
+    ]
