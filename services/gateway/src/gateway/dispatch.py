@@ -26,6 +26,8 @@ _SETTLED: Final = msgspec.json.Decoder(metering.SettledBatch)
 SWEEP_S: Final = 0.1
 ROUTER_SILENT_S: Final = 4.0
 """A router beats once a second while it has calls of ours; after this silence it is gone."""
+BLOCKED_S: Final = 30.0
+"""A client that takes no byte for this long is treated as gone."""
 UNREAD_BYTES_MAX: Final = 8 * 2**20
 """Answer bytes that wait for one slow client; above this it is treated as gone."""
 
@@ -116,6 +118,8 @@ class Dispatcher:
     def sweep(self, now: float) -> None:
         """End calls whose stage has lasted too long or whose router has fallen silent."""
         for call in list(self._by_number.values()):
+            if call.writing_since is not None and now - call.writing_since > BLOCKED_S:
+                self._blocked(call)
             if call.error is not None:
                 continue
             if call.due < now:
@@ -222,6 +226,12 @@ class Dispatcher:
         call.gone = True
         self.cancel(call)
         call.wake()
+
+    def _blocked(self, call: OpenCall) -> None:
+        _log.info("client takes no bytes", call_id=call.call_id)
+        self.left(call)
+        if call.abort is not None:
+            call.abort()
 
     def _undispatched(self, call: OpenCall) -> None:
         message = "No provider-router took the call; try again shortly."

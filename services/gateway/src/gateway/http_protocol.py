@@ -19,6 +19,8 @@ from gateway.api import errors
 
 ON_DISCONNECT: Final = "hub.on_disconnect"
 """Key in the ASGI scope of a function to call when the client leaves before its answer is complete."""
+ABORT: Final = "hub.abort"
+"""Key in the ASGI scope of a function that drops the connection: for a client that takes no byte for too long."""
 _LINGER_S: Final = 1.0
 _HEADER_OVERHEAD: Final = 4
 """Colon, blank and line end of a header line."""
@@ -138,6 +140,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
+        cycle.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
 
     def _arm(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -45,6 +46,10 @@ class OpenCall:
     error: HubError | None = None
     gone: bool = False
     """The client has left."""
+    writing_since: float | None = None
+    """Monotonic time since which a write waits for the client."""
+    abort: Callable[[], None] | None = None
+    """Drops the client's connection."""
     started: float = field(default_factory=time.monotonic)
     _waiter: asyncio.Future[None] | None = None
 

@@ -21,7 +21,7 @@ from gateway.api import edge
 from gateway.auth import credential
 from gateway.auth.principals import Principals
 from gateway.dispatch import Dispatcher
-from gateway.http_protocol import ON_DISCONNECT
+from gateway.http_protocol import ABORT, ON_DISCONNECT
 from gateway.relay import Header, Send, relay_json, relay_stream, respond_error
 from gateway.settings import Settings
 from runtime.telemetry import CallSpan, Tracing, read_traceparent
@@ -102,6 +102,7 @@ class ChatRoute:
             gateway=self.process,
         )
         scope[ON_DISCONNECT] = lambda: self.dispatcher.left(call)
+        call.abort = scope.get(ABORT)
         self.dispatcher.open(call)
         try:
             self.reserver.reserve(call)
