@@ -16,7 +16,7 @@ from metering import rpc, upkeep
 from metering.leases import Leases, answering
 from metering.settings import Settings
 from metering.settle import Announcer
-from metering.sql.store import TurnStore, query_pool, turn_pool
+from metering.sql.store import TurnStore, query_pool
 from metering.turns import Turns
 from metering.usage_events import UsageEvents
 from runtime.bus import Bus, StandingPull, opened
@@ -34,14 +34,11 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
     dsn = settings.database_url.get_secret_value()
     url = settings.nats_url.get_secret_value()
     async with AsyncExitStack() as stack:
-        turn_connection = await stack.enter_async_context(_closing(await turn_pool(dsn)))
         pool = await stack.enter_async_context(_closing(await query_pool(dsn, settings.database_pool)))
         bus = await opened(url, name=process, inbox_prefix=inbox)
         stack.push_async_callback(_close_bus, bus)
-        store = TurnStore(
-            turn_connection, timedelta(seconds=settings.lease_s), timedelta(seconds=settings.idempotency_s)
-        )
-        stack.push_async_callback(store.discard)
+        store = TurnStore(dsn, timedelta(seconds=settings.lease_s), timedelta(seconds=settings.idempotency_s))
+        stack.callback(store.discard)
         usage = UsageEvents(bus, pool, f"{inbox}.usage")
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)

@@ -8,7 +8,7 @@ import pytest
 from rig.fixtures import Database
 
 from contracts.ids import new_call_id
-from metering.sql.store import query_pool, turn_pool
+from metering.sql.store import TURN_SETTINGS, query_pool
 from metering.upkeep import once
 
 Connection = asyncpg.Connection
@@ -81,16 +81,15 @@ async def test_the_turn_goes_by_index_even_when_it_was_planned_on_empty_tables(
     books: Connection, database: Database
 ) -> None:
     """A sequential scan or a hash over a whole table would be kept for the life of the connection."""
-    pool = await turn_pool(database.dsns["metering"])
+    connection = await asyncpg.connect(database.dsns["metering"], server_settings=TURN_SETTINGS)
     joined = (
         "explain (generic_plan) update metering.model_call c set state = 'failed', credits = 0"
         " from unnest($1::metering.fact[]) with ordinality f"
         " where c.id = f.call_id and c.state = 'processing' and c.epoch = f.epoch"
         " and (c.account = f.account) is true"
     )
-    async with pool.acquire() as connection:
-        plan = "\n".join(row[0] for row in await connection.fetch(joined.replace("$1", "null")))
-    pool.terminate()
+    plan = "\n".join(row[0] for row in await connection.fetch(joined.replace("$1", "null")))
+    await connection.close()
     assert "Hash" not in plan
     assert "Seq Scan" not in plan
     assert "Index Cond: (id = f.call_id)" in plan

@@ -27,6 +27,9 @@ TURN_SETTINGS: Final = {
     "timezone": "UTC",
 }
 QUERY_SETTINGS: Final = {"jit": "off", "statement_timeout": "4000", "timezone": "UTC"}
+_CONNECT_S: Final = 5.0
+_COMMAND_S: Final = 5.0
+"""Above the server's own time-out: met only when the server is silent."""
 _KNOWN_ACCOUNTS_MAX: Final = 100_000
 _TURN: Final = "select * from metering.turn($1, $2, $3, $4, $5, $6, $7, $8)"
 _OPEN_ACCOUNTS: Final = (
@@ -85,11 +88,11 @@ class TurnResult:
 class TurnStore:
     """The one connection on which a process settles and reserves. Not for use by two tasks at once."""
 
-    pool: Pool
+    dsn: str
     lease: timedelta
     claim: timedelta
     """How long an Idempotency-Key belongs to its call."""
-    _held: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None" = None
+    _kept: "asyncpg.Connection[asyncpg.Record] | None" = None
     _known: set[str] = field(default_factory=set)
 
     async def turn(self, facts: Sequence[Arrival], asked: Sequence[Asked]) -> TurnResult:
@@ -116,10 +119,10 @@ class TurnStore:
             )
         except asyncpg.PostgresError as error:
             if not isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
-                await self.discard()
+                self.discard()
             raise
         except BaseException:
-            await self.discard()
+            self.discard()
             raise
         assert row is not None  # noqa: S101 - a function with out parameters gives one row
         return _result(row, facts, asked)
@@ -137,27 +140,27 @@ class TurnStore:
                 [call_id for _, _, _, call_id in messages],
             )
         except BaseException:
-            await self.discard()
+            self.discard()
             raise
 
-    async def discard(self) -> None:
+    def discard(self) -> None:
         """Throw the connection away: after a doubt, what is on its wire belongs to an unknown statement."""
-        connection, self._held = self._held, None
-        if connection is not None:
-            connection.terminate()
-            await self.pool.release(connection)
+        if self._kept is not None:
+            self._kept.terminate()
+            self._kept = None
 
-    async def _connection(self) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":
-        """The kept connection: giving it back after each turn would cost a reset, a round trip more."""
-        if self._held is not None and self._held.is_closed():
-            await self.discard()
-        if self._held is None:
-            self._held = await self.pool.acquire(timeout=5.0)
-        return self._held
+    async def _connection(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """The kept connection. None of a pool's: giving one back after each turn costs a reset, a round trip more."""
+        if self._kept is None or self._kept.is_closed():
+            self._kept = await asyncpg.connect(
+                self.dsn,
+                timeout=_CONNECT_S,
+                command_timeout=_COMMAND_S,
+                server_settings={"application_name": "metering-turn", **TURN_SETTINGS},
+            )
+        return self._kept
 
-    async def _open_accounts(
-        self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", asked: Sequence[Asked]
-    ) -> None:
+    async def _open_accounts(self, connection: "asyncpg.Connection[asyncpg.Record]", asked: Sequence[Asked]) -> None:
         """Make the accounts of calls that hold nothing, before the turn: inside it, that could deadlock."""
         missing = {call.account for call in asked if call.free_of_charge and call.account not in self._known}
         if not missing:
@@ -168,14 +171,11 @@ class TurnStore:
         self._known |= missing
 
 
-async def turn_pool(dsn: str) -> Pool:
-    """The pool behind a `TurnStore`: one connection, planned for the turn."""
-    return await open_pool(dsn, name="metering-turn", size=1, command_timeout_s=5.0, server_settings=TURN_SETTINGS)
-
-
 async def query_pool(dsn: str, size: int) -> Pool:
     """The pool of everything that is asked beside the turn."""
-    return await open_pool(dsn, name="metering", size=size, command_timeout_s=5.0, server_settings=QUERY_SETTINGS)
+    return await open_pool(
+        dsn, name="metering", size=size, command_timeout_s=_COMMAND_S, server_settings=QUERY_SETTINGS
+    )
 
 
 def _result(row: asyncpg.Record, facts: Sequence[Arrival], asked: Sequence[Asked]) -> TurnResult:
