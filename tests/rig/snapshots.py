@@ -88,7 +88,8 @@ def _snapshot(channel: Channel) -> Schema:
 def _schema(content: Content) -> Schema:
     if isinstance(content, Octets):
         return {"holds": {model.__name__: _bare(_model_schema(model)) for model in content.holds}}
-    return _bare(_model_schema(content))
+    bare: Schema = _bare(_model_schema(content))
+    return bare
 
 
 def _bare(schema: Any) -> Any:

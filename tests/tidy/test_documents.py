@@ -1,0 +1,77 @@
+"""Documents that name things which exist, and codes that tests know."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import ErrorCode
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"]
+PACKAGES = [*ROOT.glob("libs/*/src"), *ROOT.glob("services/*/src"), *ROOT.glob("deploy/*/src")]
+PLACES = [ROOT, *PACKAGES, *(package for source in PACKAGES for package in source.iterdir() if package.is_dir())]
+RAISED_NOWHERE_YET = {
+    ErrorCode.PAYLOAD_TOO_LARGE,
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.ROUTER_UNAVAILABLE,
+    ErrorCode.GATEWAY_LOST,
+    ErrorCode.SETTLEMENT_TIMEOUT,
+}
+"""Codes that no test expects. It may only shrink."""
+
+
+def named_files(text: str) -> list[str]:
+    """What stands in backticks and looks like a file or folder of ours: `a/b.py`, `settle.py`, `docs/`."""
+    quoted = re.findall(r"`([A-Za-z_.][\w./-]*)`", text)
+    return [name for name in quoted if name.endswith((".py", ".sql", ".md", ".json", ".toml", ".tsv", "/"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_names_only_files_that_exist(document: str) -> None:
+    names = named_files((ROOT / document).read_text("utf-8"))
+    gone = [name for name in names if not any((place / name).exists() for place in PLACES)]
+    assert gone == []
+
+
+def test_architecture_is_a_map_with_places_on_it() -> None:
+    assert len(named_files((ROOT / "ARCHITECTURE.md").read_text("utf-8"))) >= 25
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_every_error_code_is_documented(code: ErrorCode) -> None:
+    assert f"| `{code}` |" in (ROOT / "docs" / "errors.md").read_text("utf-8")
+
+
+def _test_texts() -> str:
+    """All tests that may show a code: those that do not go through the whole list."""
+    files = [
+        path for folder in ("services", "deploy", "libs/runtime", "tests") for path in (ROOT / folder).rglob("*.py")
+    ]
+    chosen = [
+        path for path in files if "tests" in path.parts and "tidy" not in path.parts and "bench" not in path.parts
+    ]
+    return "\n".join(path.read_text("utf-8") for path in chosen)
+
+
+def test_every_error_code_is_expected_by_some_test() -> None:
+    texts = _test_texts()
+    unknown = {
+        code for code in ErrorCode if not re.search(rf"ErrorCode\.{code.name}\b|[\"'`]{code.value}[\"'`]", texts)
+    }
+    assert unknown - RAISED_NOWHERE_YET == set()
+
+
+def test_every_path_has_a_role() -> None:
+    document = json.loads((ROOT / "docs" / "openapi.json").read_text("utf-8"))
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            (tag,) = operation["tags"]
+            assert tag.startswith("role ") or path == "/healthz", f"{path} is open to everybody"
+
+
+def test_no_document_has_a_line_for_a_feature_that_is_not_there() -> None:
+    parity = (ROOT / "docs" / "parity.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \|", parity, re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(1, 133))
