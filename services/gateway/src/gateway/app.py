@@ -51,7 +51,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         stack.callback(pool.terminate)
 
         peers = rpc.Peers(bus, settings.welcome_credits)
-        principals = Principals(partial(store.key_row, pool), partial(store.mark_used, pool), pepper)
+        principals = Principals(partial(store.key_rows, pool), partial(store.mark_used, pool), pepper)
         prices = Prices(peers.snapshot, billing=settings.billing, unpriced=settings.unpriced)
         revisions = Revisions(bus, principals, prices.changed)
         await revisions.listen()

@@ -60,15 +60,9 @@ class Peers:
         return await ask(self._bus, metering.SERVICE, metering.CALL_GET, request, metering.CallView)
 
     async def balance(self, account: str) -> metering.Balance:
-        """An account's balance; zero when it was never opened."""
+        """An account's balance; nothing for one that was never opened."""
         request = metering.BalanceGet(account=account)
-        try:
-            return await ask(self._bus, metering.SERVICE, metering.BALANCE, request, metering.Balance)
-        except HubError as error:
-            if error.code is not ErrorCode.NOT_FOUND:
-                raise
-            zero = Decimal(0)
-            return metering.Balance(account=account, granted=zero, spent=zero, held=zero, available=zero)
+        return await ask(self._bus, metering.SERVICE, metering.BALANCE, request, metering.Balance)
 
     async def open_accounts(self, accounts: Sequence[str], credits_each: Decimal | None) -> None:
         """Make accounts with a welcome grant each; None = the configured one."""
@@ -86,7 +80,7 @@ class Peers:
             reason="welcome",
             granted_by=identity.SERVICE,
         )
-        await ask(self._bus, metering.SERVICE, metering.GRANT, request, Empty)
+        await ask(self._bus, metering.SERVICE, metering.GRANT, request, metering.Balance)
 
 
 def _check_credits(text: str | None) -> None:

@@ -16,7 +16,6 @@ from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_process_id
 from contracts.rpc import catalog, metering
-from contracts.rpc.envelope import Empty
 from contracts.rpc.identity import KeyCreate, KeyCreated, Role
 from gateway import rpc
 from gateway.admission.prices import Prices
@@ -63,10 +62,10 @@ class Books:
     opened: list[metering.AccountsOpen] = field(default_factory=list)
 
     async def balance(self, asked: metering.BalanceGet) -> metering.Balance:
-        if asked.account not in self.balances:
-            raise HubError(ErrorCode.NOT_FOUND, "There is no such account.")
-        free = self.balances[asked.account]
         zero = Decimal(0)
+        free = self.balances.get(asked.account)
+        if free is None:
+            return metering.Balance(account=asked.account, granted=zero, spent=zero, held=zero, available=zero)
         return metering.Balance(account=asked.account, granted=free + 1, spent=zero, held=Decimal(1), available=free)
 
     async def call(self, asked: metering.CallGet) -> metering.CallView:
@@ -75,9 +74,10 @@ class Books:
             raise HubError(ErrorCode.NOT_FOUND, "There is no such call.")
         return view
 
-    async def grant(self, asked: metering.Grant) -> Empty:
+    async def grant(self, asked: metering.Grant) -> metering.Balance:
         self.grants.append(asked)
-        return Empty()
+        self.balances[asked.account] = asked.amount
+        return await self.balance(metering.BalanceGet(account=asked.account))
 
     async def open(self, asked: metering.AccountsOpen) -> metering.AccountsOpened:
         self.opened.append(asked)
@@ -120,7 +120,7 @@ async def books(nats_url: Callable[[str], str], stack: AsyncExitStack) -> Books:
             service = metering.SERVICE
             answer(on, service, metering.BALANCE, metering.BalanceGet, metering.Balance, books.balance)
             answer(on, service, metering.CALL_GET, metering.CallGet, metering.CallView, books.call)
-            answer(on, service, metering.GRANT, metering.Grant, Empty, books.grant)
+            answer(on, service, metering.GRANT, metering.Grant, metering.Balance, books.grant)
             answer(on, service, metering.ACCOUNTS_OPEN, metering.AccountsOpen, metering.AccountsOpened, books.open)
         else:
             answer(on, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet, catalog.Snapshot, _snapshot)

@@ -59,8 +59,7 @@ async def test_the_first_start_makes_an_owner_and_shows_its_key_once(world: Worl
     (shown,) = world.shown
     ((key_id, owner, role),) = await _keys(database)
     assert (access_keys.key_id(shown), role) == (key_id, "owner")
-    row = await store.key_row(world.pool, key_id)
-    assert row is not None
+    row = (await store.key_rows(world.pool, [key_id]))[key_id]
     assert row.digest == access_keys.digest(PEPPER, shown.encode())
     assert len(world.announced) == 1
     assert set(world.grants) == {(owner, bootstrap.welcome_grant_id(owner))}
@@ -90,8 +89,7 @@ async def test_a_revoked_bootstrap_key_stays_revoked(world: World, database: Dat
     async with world.pool.acquire() as connection:
         await store.revoke_key(connection, given.id)
     await world.start(given.text)
-    row = await store.key_row(world.pool, given.id)
-    assert row is not None
+    row = (await store.key_rows(world.pool, [given.id]))[given.id]
     assert row.revoked
 
 
@@ -107,6 +105,12 @@ async def test_the_welcome_grant_is_asked_for_until_metering_answers(world: Worl
     world.failures = [HubError(ErrorCode.SERVICE_UNAVAILABLE, "metering does not answer") for _ in range(2)]
     await world.start()
     assert len(world.grants) == 1
+
+
+async def test_a_welcome_grant_of_another_amount_given_before_is_left_alone(world: World) -> None:
+    world.failures = [HubError(ErrorCode.CONFLICT, "This grant id was used for another grant.")]
+    await world.start()
+    assert not world.grants
 
 
 async def test_a_database_that_is_away_is_waited_for(world: World, database: Database) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,14 +24,14 @@ class Books:
     failure: Exception | None = None
     gate: asyncio.Event | None = None
 
-    async def load(self, key_id: str) -> KeyRow | None:
+    async def load(self, key_ids: Sequence[str]) -> dict[str, KeyRow]:
         self.reads += 1
-        row = self.rows.get(key_id)
+        found = {key_id: self.rows[key_id] for key_id in key_ids if key_id in self.rows}
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        return row
+        return found
 
     async def mark_used(self, used: dict[str, datetime]) -> None:
         if self.failure is not None:
@@ -122,8 +123,36 @@ async def test_many_at_once_share_one_read(books: Books, principals: Principals)
     key = access_keys.new_access_key()
     books.add(key)
     found = await asyncio.gather(*(principals.authenticate(key.text.encode()) for _ in range(50)))
-    assert len(set(map(id, found))) == 1
+    assert len(set(found)) == 1
     assert books.reads == 1
+
+
+async def test_a_flood_of_made_up_keys_is_read_in_few_queries(books: Books, principals: Principals) -> None:
+    key = access_keys.new_access_key()
+    books.add(key)
+    flood = [asyncio.create_task(_refusal(principals, access_keys.new_access_key().text.encode())) for _ in range(500)]
+    assert (await principals.authenticate(key.text.encode())).key_id == key.id
+    assert {error.code for error in await asyncio.gather(*flood)} == {ErrorCode.INVALID_API_KEY}
+    assert books.reads <= 2
+
+
+async def test_too_many_unknown_keys_at_once_are_503(books: Books, principals: Principals) -> None:
+    books.gate = asyncio.Event()
+    tasks = [asyncio.create_task(_refusal(principals, access_keys.new_access_key().text.encode())) for _ in range(1200)]
+    while not books.reads:  # noqa: ASYNC110 - a turn of the loop each
+        await asyncio.sleep(0)
+    books.gate.set()
+    codes = [error.code for error in await asyncio.gather(*tasks)]
+    assert codes.count(ErrorCode.OVERLOADED) == 200
+    assert codes.count(ErrorCode.INVALID_API_KEY) == 1000
+
+
+async def test_a_bug_while_reading_reaches_the_caller(books: Books, principals: Principals) -> None:
+    books.failure = KeyError("a bug")
+    with pytest.raises(RuntimeError):
+        await principals.authenticate(access_keys.new_access_key().text.encode())
+    reader = principals._reader
+    assert reader is None or isinstance((await asyncio.gather(reader, return_exceptions=True))[0], KeyError)
 
 
 async def test_a_waiter_that_leaves_does_not_take_the_others_along(books: Books, principals: Principals) -> None:

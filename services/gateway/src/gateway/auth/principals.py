@@ -2,7 +2,8 @@
 
 A hit costs one HMAC and one look-up. Dropped are entries that a change names, all entries when a change was missed,
 and every entry after a minute. Keys that don't exist are remembered for a few seconds, so that a client which repeats
-a wrong key does not reach the database each time.
+a wrong key does not reach the database each time; and keys that are not cached are read together, one query at a time,
+so that a flood of made-up keys does not keep others waiting.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import asyncpg
 import msgspec
@@ -32,8 +33,15 @@ _DATABASE_S: Final = 3.0
 _USED_EVERY_S: Final = 10.0
 _REFUSAL: Final = "No valid access key: send `Authorization: Bearer <your key>`."
 
-LoadKey = Callable[[str], Awaitable[KeyRow | None]]
+LoadKeys = Callable[[Sequence[str]], Awaitable[dict[str, KeyRow]]]
 MarkUsed = Callable[[dict[str, datetime]], Awaitable[None]]
+
+
+class _Read(NamedTuple):
+    """What the database said about a key, and the generation of the cache when it was asked."""
+
+    row: KeyRow | None
+    generation: int
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -57,14 +65,14 @@ class Principals:
     """Principals by digest of their access key.
 
     Args:
-        load: reads a key's row by id.
+        load: reads keys by id.
         mark_used: writes when keys were last used.
         pepper: secret of the digest.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, load: LoadKey, mark_used: MarkUsed, pepper: bytes, clock: Callable[[], float] = time.monotonic
+        self, load: LoadKeys, mark_used: MarkUsed, pepper: bytes, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._load = load
         self._mark_used = mark_used
@@ -73,7 +81,8 @@ class Principals:
         self._fresh: dict[bytes, tuple[Principal, float]] = {}
         self._by_key: dict[str, bytes] = {}
         self._refused: dict[bytes, float] = {}
-        self._misses: dict[bytes, asyncio.Task[Principal | None]] = {}
+        self._wanted: dict[str, asyncio.Future[_Read]] = {}
+        self._reader: asyncio.Task[None] | None = None
         self._generation = 0
         self._revision: int | None = None
         self._in_bucket: tuple[int, int] | None = None
@@ -100,20 +109,17 @@ class Principals:
         key_id = access_keys.key_id(token.decode("latin-1"))
         if key_id is None or self._refused.get(digest, 0.0) > self._clock():
             raise refused()
-        task = self._misses.get(digest)
-        if task is None:
-            if len(self._misses) >= _MISSES_MAX:
-                raise HubError(ErrorCode.OVERLOADED, "Too many unknown keys at once; try again.", retry_after_s=1)
-            task = asyncio.create_task(self._read(key_id, digest))
-            self._misses[digest] = task
-            task.add_done_callback(lambda done: self._forget(digest, done))
         try:
-            principal = await asyncio.shield(task)
+            row, generation = await asyncio.shield(self._row(key_id))
         except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
             _log.warning("key not read", error=type(error).__name__)
             raise HubError(
                 ErrorCode.SERVICE_UNAVAILABLE, "Keys cannot be checked right now; try again.", retry_after_s=2
             ) from error
+        fits = row is not None and hmac.compare_digest(row.digest, digest) and not row.revoked
+        principal = Principal(row.user, row.account, row.role, row.id, project=row.id) if row and fits else None
+        if generation == self._generation:  # a change since then may concern this row: answer, but don't keep
+            self._keep(digest, principal)
         if principal is None:
             raise refused()
         return principal
@@ -133,7 +139,6 @@ class Principals:
         """A change of identities: drop these keys, or all when the list is empty or a change may have been missed."""
         self._generation += 1
         self._refused.clear()
-        self._misses.clear()  # nobody joins a read that began before the change
         in_order = self._revision is not None and revision == self._revision + 1
         if not key_ids or not in_order:
             self._fresh.clear()
@@ -177,21 +182,43 @@ class Principals:
             _log.warning("last use of keys not written", keys=len(used), error=type(error).__name__)
             self._used = used | self._used
 
-    async def _read(self, key_id: str, digest: bytes) -> Principal | None:
-        generation = self._generation
-        async with asyncio.timeout(_DATABASE_S):
-            row = await self._load(key_id)
-        fits = row is not None and hmac.compare_digest(row.digest, digest) and not row.revoked
-        principal = Principal(row.user, row.account, row.role, row.id, project=row.id) if row and fits else None
-        if generation == self._generation:  # a change since then may concern this row: answer, but don't keep
-            self._keep(digest, principal)
-        return principal
+    def _row(self, key_id: str) -> "asyncio.Future[_Read]":
+        """The next read of a key; one that has begun already is not joined, a change may have come since."""
+        future = self._wanted.get(key_id)
+        if future is None:
+            if len(self._wanted) >= _MISSES_MAX:
+                raise HubError(ErrorCode.OVERLOADED, "Too many unknown keys at once; try again.", retry_after_s=1)
+            future = self._wanted[key_id] = asyncio.get_running_loop().create_future()
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read_wanted())
+        return future
 
-    def _forget(self, digest: bytes, done: asyncio.Task[Principal | None]) -> None:
-        if self._misses.get(digest) is done:
-            del self._misses[digest]
-        if not done.cancelled():
-            done.exception()  # whoever waited has seen it; nobody may be left when clients have gone
+    async def _read_wanted(self) -> None:
+        """Read what is wanted, all at once, until nothing is."""
+        try:
+            while self._wanted:
+                await self._read_batch()
+        finally:
+            self._reader = None
+            _fail(self._wanted, RuntimeError("reading keys ended"))  # only after a bug or at the end is any left
+            self._wanted = {}
+
+    async def _read_batch(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        generation = self._generation
+        failure: Exception = RuntimeError("reading keys ended")
+        rows: dict[str, KeyRow] | None = None
+        try:
+            async with asyncio.timeout(_DATABASE_S):
+                rows = await self._load(list(wanted))
+        except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
+            failure = error
+        finally:
+            if rows is None:
+                _fail(wanted, failure)
+            else:
+                for key_id, future in wanted.items():
+                    future.set_result(_Read(rows.get(key_id), generation))
 
     def _keep(self, digest: bytes, principal: Principal | None) -> None:
         now = self._clock()
@@ -205,6 +232,12 @@ class Principals:
         self._fresh[digest] = (principal, now + _FRESH_S)
         self._by_key[principal.key_id] = digest
         self._used[principal.key_id] = now
+
+
+def _fail(wanted: dict[str, asyncio.Future[_Read]], failure: Exception) -> None:
+    for future in wanted.values():
+        future.set_exception(failure)
+        future.exception()  # nobody may be waiting any more
 
 
 def _make_room(entries: dict[bytes, float], limit: int) -> None:

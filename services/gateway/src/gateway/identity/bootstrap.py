@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 import structlog
 
-from contracts.errors import ERRORS, HubError
+from contracts.errors import ERRORS, ErrorCode, HubError
 from gateway.auth import access_keys
 from gateway.identity import store
 from gateway.identity.keys import Announce
@@ -17,6 +17,7 @@ from runtime.postgres import UNKNOWN_OUTCOME, Pool
 _log = structlog.get_logger("bootstrap")
 _WHO: Final = "bootstrap"
 _RETRY_S: Final = 0.5
+_RETRY_MAX_S: Final = 10.0
 _WELCOME: Final = uuid.UUID("6f3d3c3e-0c1b-5b0e-9a55-0d9a3c2f7a11")
 """Namespace of welcome grants."""
 
@@ -52,16 +53,24 @@ async def bootstrap(
         break
     if made is not None:
         show(made)
+    await _grant_welcome(owner.account, grant)
+
+
+async def _grant_welcome(account: str, grant: GrantWelcome) -> None:
+    delay = _RETRY_S
     while True:
         try:
-            await grant(owner.account, welcome_grant_id(owner.account))
+            await grant(account, welcome_grant_id(account))
         except HubError as error:
+            if error.code is ErrorCode.CONFLICT:
+                return  # given at an earlier start, when HUB_WELCOME_CREDITS was another amount
             if not ERRORS[error.code].retryable:
                 _log.error("welcome grant refused", error=str(error.code), reason=error.message)
                 return
-            await asyncio.sleep(_RETRY_S)
-            continue
-        return
+        else:
+            return
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, _RETRY_MAX_S)
 
 
 async def _owner(pool: Pool, pepper: bytes, given: str | None, announce: Announce) -> tuple[store.Owner, str | None]:
@@ -89,7 +98,7 @@ async def _ensure_key(connection: store.Connection, pepper: bytes, text: str, ow
     if key_id is None:
         raise ValueError("settings let only well-formed keys through")
     digest = access_keys.digest(pepper, text.encode())
-    row = await store.key_row(connection, key_id)
+    row = (await store.key_rows(connection, [key_id])).get(key_id)
     if row is not None:
         if row.revoked:
             _log.warning("the bootstrap key is revoked", key_id=key_id)

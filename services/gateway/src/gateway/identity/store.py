@@ -15,8 +15,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 Reader: TypeAlias = "Pool | Connection"
 _BOOTSTRAP_LOCK = 5_118_203_377_921
 
-_KEY = """select k.id, k.digest, k.user_did, u.account, k.role, k.name, k.revoked_at is not null as revoked
-from identity.access_key k join identity."user" u on u.did = k.user_did where k.id = $1"""
+_BY_ID = """select k.id, k.digest, k.user_did, u.account, k.role, k.name, k.revoked_at is not null as revoked
+from identity.access_key k join identity."user" u on u.did = k.user_did where k.id = any($1::text[])"""
 _KEYS = """select id, user_did, role, name, created_at, revoked_at, last_used_at from identity.access_key
 where $1::text is null or user_did = $1 order by created_at desc, id limit $2"""
 _USED = """update identity.access_key k set last_used_at = u.at
@@ -74,10 +74,9 @@ class Owner(NamedTuple):
     account: str
 
 
-async def key_row(connection: Reader, key_id: str) -> KeyRow | None:
-    """One key, revoked or not."""
-    row = await connection.fetchrow(_KEY, key_id)
-    return None if row is None else KeyRow(*row)
+async def key_rows(connection: Reader, key_ids: Sequence[str]) -> dict[str, KeyRow]:
+    """Keys by id, revoked or not; unknown ones are left out."""
+    return {row["id"]: KeyRow(*row) for row in await connection.fetch(_BY_ID, key_ids)}
 
 
 async def user_account(connection: Connection, did: str) -> str | None:
