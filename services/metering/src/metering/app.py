@@ -106,9 +106,10 @@ def _unexpected(subject: str, _ack: bytes, _payload: bytes) -> None:
 
 @asynccontextmanager
 async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
-    """The money loop; leaving lets it finish what waits."""
-    loop = asyncio.create_task(turns.run(), name="turns")
-    async with _running(turns.watch()):
+    """The money loop; leaving lets it finish what waits. If it breaks, the service ends."""
+    async with asyncio.TaskGroup() as group:
+        loop = group.create_task(turns.run())
+        watch = group.create_task(turns.watch())
         try:
             yield
         finally:
@@ -116,19 +117,19 @@ async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
             done, _ = await asyncio.wait([loop], timeout=drain_s)
             if not done:
                 _log.warning("not drained", seconds=drain_s)
-                loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
+            loop.cancel()
+            watch.cancel()
 
 
 @asynccontextmanager
 async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """A task that lives as long as the block."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    """A task that lives as long as the block. If it breaks, the service ends."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @asynccontextmanager

@@ -46,7 +46,6 @@ class Fact(msgspec.Struct, frozen=True, eq=False, gc=False):
     first_byte_ms: int
     gateway: str
     router: str
-    trace_id: str
     row: FactRow
 
 
@@ -69,7 +68,7 @@ def read(subject: str, payload: bytes) -> Fact:
         if subject.startswith(subjects.CALLS_COMPLETED):
             return _completed(_COMPLETED.decode(payload))
         return _failed(_FAILED.decode(payload))
-    except (msgspec.DecodeError, PricingError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, PricingError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableFactError(str(error)) from error
 
 
@@ -161,7 +160,6 @@ def _fact(
         first_byte_ms,
         event.gateway,
         event.router,
-        event.trace_id,
         row,
     )
 

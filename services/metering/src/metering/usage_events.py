@@ -232,7 +232,7 @@ def _from_memory(settled: Settled, at: str) -> UsageRecorded:
         duration_ms=fact.duration_ms,
         first_byte_ms=fact.first_byte_ms,
         settled_at=at,
-        trace_id=fact.trace_id,
+        trace_id=settled.trace_id,
     )
 
 

@@ -66,7 +66,7 @@ async def test_an_event_read_from_the_books_is_the_one_that_was_lost(hub: Neighb
         fact = hub.failed(reserved, candidate=CANDIDATE, usage=Usage(1), duration_ms=77)
     else:
         fact = hub.failed(reserved)
-    await hub.publish(msgspec.structs.replace(fact, trace_id=reserved.trace_id))
+    await hub.publish(fact)
     await hub.until_settled(reserved)
     await _until_sent(hub)
     await hub.stop_metering()

@@ -53,6 +53,7 @@ class Settled(msgspec.Struct, frozen=True, eq=False, gc=False):
     user: str
     project: str
     key_id: str
+    trace_id: str
 
 
 class Standing(msgspec.Struct, frozen=True, eq=False, gc=False):

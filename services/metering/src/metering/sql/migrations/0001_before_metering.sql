@@ -231,7 +231,7 @@ create type metering.admission as (
 
 create type metering.settled as (
     ord int, acct_seq bigint, credits text, overrun text, written_off text,
-    model text, user_did text, project text, key_id text
+    model text, user_did text, project text, key_id text, trace_id text
 );
 
 -- A fact that changed nothing: state and credits of the row that is there; state null = no such call.
@@ -283,7 +283,7 @@ begin
             where c.id = f.call_id and c.state = 'processing' and c.epoch = f.epoch
                 and (c.account = f.account) is true  -- no condition for an index: the primary key is the cheaper one
             returning f.ordinality as ord, c.id, c.account, c.hold, c.credits, c.overrun, c.written_off,
-                c.model, c.user_did, c.project, c.key_id, f.tries
+                c.model, c.user_did, c.project, c.key_id, c.trace_id, f.tries
         ), numbered as materialized (
             -- The rows of `account` are locked and read as before this statement: `seq` is the last one given out.
             select d.*, a.seq + row_number() over (partition by d.account order by d.ord) as acct_seq
@@ -308,7 +308,7 @@ begin
             where a.id = g.account
         )
         select array_agg((n.ord, n.acct_seq, n.credits, n.overrun, n.written_off,
-            n.model, n.user_did, n.project, n.key_id)::metering.settled)
+            n.model, n.user_did, n.project, n.key_id, n.trace_id)::metering.settled)
         into settled from numbered n;
 
         if cardinality(facts) > coalesce(cardinality(settled), 0) then
