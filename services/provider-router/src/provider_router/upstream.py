@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -227,16 +228,23 @@ def _parse_address(base_url: str) -> _Address:
 def _request_head(address: _Address, path: str, headers: Sequence[tuple[str, str]], length: int) -> bytes:
     if not path.startswith("/") or not _PATH.fullmatch(path):
         raise InvalidRequestError("a path begins with a slash and has no blanks or control characters")
+    # The values may be keys, so they stay out of the messages.
+    for name, _ in headers:
+        if not _may_be_sent(name):
+            raise InvalidRequestError(f"header {name[:40]!r} cannot be sent")
+    if not _HEADER_VALUE.fullmatch("".join([value for _, value in headers])):
+        raise InvalidRequestError("the value of a header has a line break or another character that cannot be sent")
     lines = [
         f"POST {address.prefix}{path} HTTP/1.1",
         f"host: {address.authority}",
         f"content-length: {length}",
         "accept-encoding: identity",
+        *[f"{name}: {value}" for name, value in headers],
+        "\r\n",
     ]
-    for name, value in headers:
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value) or name.lower() in _OURS:
-            # The value may be a key, so it stays out of the message.
-            raise InvalidRequestError(f"header {name[:40]!r} cannot be sent")
-        lines.append(f"{name}: {value}")
-    lines.append("\r\n")
     return "\r\n".join(lines).encode("latin-1")
+
+
+@lru_cache(256)
+def _may_be_sent(name: str) -> bool:
+    return bool(_HEADER_NAME.fullmatch(name)) and name.lower() not in _OURS

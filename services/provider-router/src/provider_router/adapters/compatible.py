@@ -19,8 +19,7 @@ from provider_router.adapters.adapter import Capability, Ending, UpstreamRequest
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest stream that is relayed."""
 _PATH: Final = "/chat/completions"
-_FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*(?!null|\s)')
-_USED: Final = re.compile(rb'"usage"\s*:\s*(?!null|\s)')
+_VALUE: Final = re.compile(rb"\s*:\s*(?!null|\s)")
 _NOTHING: Final = (b"", b"null")
 
 
@@ -202,7 +201,7 @@ class CompatibleTranslation:
         if bytes(chunk.error) not in _NOTHING:
             raise errors.broken("The provider reported an error in mid-stream", _words(chunk.error))
         for choice in chunk.choices or ():
-            if choice.finish_reason is None:
+            if not choice.finish_reason:  # some providers write "" where others write null
                 self._open.add(choice.index)
             else:
                 self._open.discard(choice.index)
@@ -278,13 +277,10 @@ def _plain_until(block: bytes) -> int:
     Quotes inside JSON strings are escaped, so these searches cannot hit text of the answer. A member that hides behind
     an escaped name is not found, and the stream then ends without a finish reason, which is an error.
     """
-    first = len(block)
-    if block.count(b'"finish_reason"') != block.count(b'"finish_reason":null') and (found := _FINISHED.search(block)):
-        first = found.start()
-    if block.count(b'"usage"', 0, first) != block.count(b'"usage":null', 0, first) and (
-        found := _USED.search(block, 0, first)
-    ):
-        first = found.start()
+    first = min(
+        _first_value(block, b'"finish_reason"', b'"finish_reason":null'),
+        _first_value(block, b'"usage"', b'"usage":null'),
+    )
     for text in (b'"error"', b"[DONE]"):
         at = block.find(text, 0, first)
         first = first if at < 0 else at
@@ -292,6 +288,24 @@ def _plain_until(block: bytes) -> int:
         return first
     before = block.rfind(b"\n\n", 0, first)
     return 0 if before < 0 else before + 2
+
+
+def _first_value(block: bytes, name: bytes, null: bytes) -> int:
+    """Where a member first has a value other than null; the block's length when it never has.
+
+    `null` is the spelling of the null that is counted; other spellings are looked at one by one. What is sought stands
+    at the end of a stream, so the walk goes backwards.
+    """
+    others = block.count(name) - block.count(null)
+    first = at = len(block)
+    while others:
+        at = block.rfind(name, 0, at)
+        if block.startswith(null, at):
+            continue
+        others -= 1
+        if _VALUE.match(block, at + len(name)):
+            first = at
+    return first
 
 
 def _words(raw: msgspec.Raw) -> errors.ProviderWords:

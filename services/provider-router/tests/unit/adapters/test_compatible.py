@@ -116,6 +116,37 @@ def test_done_without_its_blank_line_is_understood() -> None:
     assert ending.held.endswith(chunk("", "stop") + sse.DONE)
 
 
+def test_an_empty_finish_reason_is_none() -> None:
+    passed, ending = streamed(chunk("a", ""), chunk("b", ""), chunk("", "stop"))
+    assert passed == chunk("a", "") + chunk("b", "")
+    assert ending.finish_reason == "stop"
+    with pytest.raises(HubError):
+        streamed(chunk("a", ""), sse.DONE)
+
+
+@pytest.mark.parametrize("space", [" ", "  ", "\t"])
+def test_blanks_around_names_and_values_change_nothing(space: str) -> None:
+    events = [
+        chunk("a", usage=None),
+        chunk("b", usage=None),
+        chunk("", "stop", usage=None),
+        usage_chunk(USED),
+        sse.DONE,
+    ]
+    spaced = [event.replace(b'": ', b'"' + space.encode() + b":" + space.encode()) for event in events]
+    passed, ending = streamed(b"".join(spaced))
+    assert passed == b"".join(spaced[:2])
+    assert ending.held == b"".join(spaced[2:])
+    assert ending.usage == Usage(input_tokens=10, output_tokens=5)
+
+
+def test_done_without_a_finish_reason_never_reaches_the_client() -> None:
+    translation = ADAPTER.translation(include_usage=True)
+    assert translation.feed(chunk("a") + sse.DONE + chunk("b") + chunk("", "stop")) == chunk("a")
+    with pytest.raises(HubError):
+        translation.end()
+
+
 def test_nothing_after_done_counts() -> None:
     passed, ending = streamed(chunk("", "stop"), sse.DONE + chunk("late"), chunk("later"))
     assert passed == b""
