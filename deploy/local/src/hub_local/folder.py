@@ -92,7 +92,8 @@ class DataFolder:
         file = self.root / "ports.json"
         known: dict[str, int] = read_json(file) or {}
         held: list[socket.socket] = []
-        for name in names:
+        wanted = tuple(names)
+        for name in wanted:
             if name not in known or not is_free("127.0.0.1", known[name]):
                 probe = socket.socket()
                 probe.bind(("127.0.0.1", 0))
@@ -101,7 +102,7 @@ class DataFolder:
         for probe in held:
             probe.close()
         write_private(file, known)
-        return {name: known[name] for name in names}
+        return {name: known[name] for name in wanted}
 
 
 def read_json(file: Path) -> Any:
