@@ -75,6 +75,7 @@ def start_node(database: Database, connect: Connect, stack: AsyncExitStack) -> S
         pool = await postgres.pool(database.dsns["gateway"], name="test", size=4)
         stack.push_async_callback(pool.close)
         principals = Principals(partial(store.key_rows, pool), partial(store.mark_used, pool), PEPPER)
+        principals.established()
         heard: list[int] = []
         revisions = Revisions(bus, principals, heard.append)
         await revisions.listen()

@@ -64,6 +64,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         dispatcher = Dispatcher(bus, process, settings)
         await dispatcher.start()
         reserver = Reserver(bus, dispatcher.dispatch)
+        established = principals.established
         given = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         for name, work in (
             ("revisions", revisions.poll()),
@@ -71,7 +72,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             ("last use", principals.write_used()),
             ("sweep", dispatcher.run()),
             ("gauges", _gauges(dispatcher)),
-            ("bootstrap", bootstrap(pool, pepper, given, revisions.announce, peers.grant_welcome, _show_key)),
+            ("bootstrap", bootstrap(pool, pepper, given, keys.announce, peers.grant_welcome, _show_key, established)),
         ):
             await stack.enter_async_context(background(name, work))
 

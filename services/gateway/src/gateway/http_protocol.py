@@ -138,6 +138,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._linger()  # answered before the body was read: the rest of it is not waited for
 
+    def _should_upgrade(self) -> bool:
+        return False
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
         cycle.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]

@@ -23,6 +23,7 @@ class World:
     grants: list[tuple[str, str]] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     failures: list[HubError] = field(default_factory=list)
+    established: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def announce(self, _key_ids: Sequence[str], revision: int) -> None:
         self.announced.append(revision)
@@ -34,7 +35,9 @@ class World:
 
     async def start(self, given: str | None = None) -> None:
         async with asyncio.timeout(20):
-            await bootstrap.bootstrap(self.pool, PEPPER, given, self.announce, self.grant, self.shown.append)
+            await bootstrap.bootstrap(
+                self.pool, PEPPER, given, self.announce, self.grant, self.shown.append, self.established.set
+            )
 
 
 @pytest.fixture
@@ -120,8 +123,10 @@ async def test_a_database_that_is_away_is_waited_for(world: World, database: Dat
         starting = asyncio.create_task(world.start())
         done, _ = await asyncio.wait([starting], timeout=0.2)
         assert not done
+        assert not world.established.is_set()
         await admin.execute("grant usage on schema identity to gateway")
         await starting
     finally:
         await admin.close()
     assert len(world.shown) == 1
+    assert world.established.is_set()

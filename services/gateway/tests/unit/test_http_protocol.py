@@ -238,6 +238,8 @@ async def test_a_refused_pipelined_request_lets_the_answer_before_it_end(port: i
     assert app.served == ["/slow", "/ok"]
 
 
-async def test_an_upgrade_is_ignored(port: int) -> None:
-    answer = await _exchange(port, b"GET /ok HTTP/1.1\r\nhost: x\r\nupgrade: h2c\r\nconnection: upgrade, close\r\n\r\n")
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_an_upgrade_is_ignored(port: int, protocol: bytes) -> None:
+    head = b"GET /ok HTTP/1.1\r\nhost: x\r\nupgrade: %b\r\nconnection: upgrade, close\r\n\r\n" % protocol
+    answer = await _exchange(port, head)
     assert answer[0] == 200

@@ -63,7 +63,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def principals(books: Books, clock: Clock) -> Principals:
-    return Principals(books.load, books.mark_used, PEPPER, clock)
+    principals = Principals(books.load, books.mark_used, PEPPER, clock)
+    principals.established()
+    return principals
 
 
 async def _refusal(principals: Principals, token: bytes | None) -> HubError:
@@ -117,6 +119,17 @@ async def test_a_key_made_after_it_was_refused_works_at_once(books: Books, princ
     books.add(key)
     principals.changed([key.id], 1)
     await principals.authenticate(key.text.encode())
+
+
+async def test_before_there_is_an_owner_a_key_is_too_early_and_not_wrong(books: Books) -> None:
+    starting = Principals(books.load, books.mark_used, PEPPER)
+    key = access_keys.new_access_key()
+    assert (await _refusal(starting, key.text.encode())).code is ErrorCode.SERVICE_UNAVAILABLE
+    books.add(key)
+    assert (await starting.authenticate(key.text.encode())).key_id == key.id
+    starting.established()
+    other = access_keys.new_access_key()
+    assert (await _refusal(starting, other.text.encode())).code is ErrorCode.INVALID_API_KEY
 
 
 async def test_many_at_once_share_one_read(books: Books, principals: Principals) -> None:

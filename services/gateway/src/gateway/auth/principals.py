@@ -87,6 +87,11 @@ class Principals:
         self._revision: int | None = None
         self._in_bucket: tuple[int, int] | None = None
         self._used: dict[str, float] = {}
+        self._established = False
+
+    def established(self) -> None:
+        """There is an owner: from now on a key that is not found is wrong, and not merely too early."""
+        self._established = True
 
     def digest(self, token: bytes) -> bytes:
         """The cache's key for a token."""
@@ -118,6 +123,8 @@ class Principals:
             ) from error
         fits = row is not None and hmac.compare_digest(row.digest, digest) and not row.revoked
         principal = Principal(row.user, row.account, row.role, row.id, project=row.id) if row and fits else None
+        if principal is None and not self._established:
+            raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "The hub is starting; try again.", retry_after_s=1)
         if generation == self._generation:  # a change since then may concern this row: answer, but don't keep
             self._keep(digest, principal)
         if principal is None:

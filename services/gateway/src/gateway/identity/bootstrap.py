@@ -31,7 +31,13 @@ def welcome_grant_id(account: str) -> str:
 
 
 async def bootstrap(
-    pool: Pool, pepper: bytes, given: str | None, announce: Announce, grant: GrantWelcome, show: Callable[[str], None]
+    pool: Pool,
+    pepper: bytes,
+    given: str | None,
+    announce: Announce,
+    grant: GrantWelcome,
+    show: Callable[[str], None],
+    established: Callable[[], None],
 ) -> None:
     """Make the owner, then see that the welcome grant arrives; waits for database and metering.
 
@@ -42,6 +48,7 @@ async def bootstrap(
         announce: tells every gateway of a new key.
         grant: gives an account its welcome grant.
         show: prints a key that was made; called at most once per installation.
+        established: told when there is an owner; before, an unknown key may be the one about to be stored.
     """
     while True:
         try:
@@ -51,6 +58,7 @@ async def bootstrap(
             await asyncio.sleep(_RETRY_S)
             continue
         break
+    established()
     if made is not None:
         show(made)
     await _grant_welcome(owner.account, grant)
