@@ -1,10 +1,9 @@
 """Wiring: opens what metering needs, top to bottom; the stack closes it bottom to top."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 import structlog
@@ -22,7 +21,9 @@ from metering.usage_events import UsageEvents
 from runtime.bus import Bus, StandingPull, opened
 from runtime.liveness import ops_port
 from runtime.postgres import UNKNOWN_OUTCOME, Pool
+from runtime.process import background
 from runtime.rpc import broker as rpc_broker
+from runtime.telemetry import Tracing
 
 _log = structlog.get_logger("metering")
 
@@ -34,6 +35,10 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
     dsn = settings.database_url.get_secret_value()
     url = settings.nats_url.get_secret_value()
     async with AsyncExitStack() as stack:
+        tracing = Tracing(questions.SERVICE)
+        stack.callback(tracing.shutdown)
+        if tracing.enabled:
+            tracing.instrument()
         pool = await stack.enter_async_context(_closing(await query_pool(dsn, settings.database_pool)))
         bus = await opened(url, name=process, inbox_prefix=inbox)
         stack.push_async_callback(_close_bus, bus)
@@ -42,8 +47,12 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         usage = UsageEvents(bus, pool, f"{inbox}.usage")
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)
-        await stack.enter_async_context(_running(usage.run()))
-        pull = StandingPull(bus, streams.SETTLE.stream, streams.SETTLE.durable, _unexpected)
+        await stack.enter_async_context(background("usage events", usage.run()))
+
+        def on_fact(subject: str, ack: bytes, payload: bytes) -> None:
+            turns.on_fact(subject, ack, payload)
+
+        pull = StandingPull(bus, streams.SETTLE.stream, streams.SETTLE.durable, on_fact)
         turns = Turns(
             store,
             Announcer(bus, pull, store),
@@ -52,9 +61,8 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
             settings.reserve_wait_s,
             settings.reserves_max,
         )
-        pull.on_message = turns.on_fact
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
-        await stack.enter_async_context(_running(upkeep.run(pool)))
+        await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases)
@@ -99,17 +107,11 @@ async def _listening(bus: Bus, turns: Turns, leases: Leases) -> AsyncIterator[No
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _unexpected(subject: str, _ack: bytes, _payload: bytes) -> None:
-    """Stands where `Turns` will be: nothing is asked for before."""
-    raise RuntimeError(f"a message on {subject} before anything was asked for")
-
-
 @asynccontextmanager
 async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
     """The money loop; leaving lets it finish what waits. If it breaks, the service ends."""
-    async with asyncio.TaskGroup() as group:
-        loop = group.create_task(turns.run())
-        watch = group.create_task(turns.watch())
+    async with background("reserve waits", turns.watch()), asyncio.TaskGroup() as group:
+        loop = group.create_task(turns.run(), name="turns")
         try:
             yield
         finally:
@@ -118,18 +120,6 @@ async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
             if not done:
                 _log.warning("not drained", seconds=drain_s)
             loop.cancel()
-            watch.cancel()
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """A task that lives as long as the block. If it breaks, the service ends."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        try:
-            yield
-        finally:
-            task.cancel()
 
 
 @asynccontextmanager
