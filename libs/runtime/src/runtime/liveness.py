@@ -1,6 +1,7 @@
 """The ops port of a process: /livez, /readyz, /metrics on loopback."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -45,7 +46,7 @@ async def ops_port(host: str, port: int, ready: Ready) -> AsyncIterator[None]:
     """Serve the ops port while the block runs; port 0 = no ops port.
 
     Raises:
-        RuntimeError: the port is taken.
+        RuntimeError: the port is taken, or the address is not ours.
     """
     if port == 0:
         yield
@@ -53,13 +54,18 @@ async def ops_port(host: str, port: int, ready: Ready) -> AsyncIterator[None]:
     config = uvicorn.Config(ops_app(ready), host=host, port=port, log_config=None, access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server._serve())  # noqa: SLF001 - serve() would take the process' signals
-    while not server.started:
-        if task.done():
-            raise RuntimeError(f"the ops port {host}:{port} is taken")
-        await asyncio.sleep(0.01)
+    listening = _listening(host, port)  # ours, because uvicorn ends the process when it cannot have the port
+    task = asyncio.create_task(server._serve([listening]))  # noqa: SLF001 - serve() would take the process' signals
     try:
         yield
     finally:
         server.should_exit = True
         await task
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RuntimeError(f"the ops port {host}:{port} cannot be had: {error.strerror}") from error

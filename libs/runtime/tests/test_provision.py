@@ -1,0 +1,53 @@
+"""Streams, consumers and buckets, made and made again."""
+
+import asyncio
+from typing import Any
+
+from contracts import permissions, streams
+from runtime.provision import provision, watchdog
+
+
+async def test_everything_is_as_the_table_says_and_again_is_no_change(nats: Any) -> None:
+    bus = await nats.connect(permissions.PROVISIONER)
+    js = bus.jetstream()
+    await provision(js)
+    for spec in streams.STREAMS:
+        config = (await js.stream_info(spec.name)).config
+        assert tuple(config.subjects or ()) == spec.subjects
+        assert (config.max_age, config.max_bytes) == (spec.max_age_s, spec.max_bytes)
+        assert config.duplicate_window == spec.duplicate_window_s
+    for consumer in streams.CONSUMERS:
+        settle = (await js.consumer_info(consumer.stream, consumer.durable)).config
+        assert tuple(settle.filter_subjects or ()) == consumer.filter_subjects
+        assert (settle.max_deliver, settle.ack_wait) == (-1, consumer.ack_wait_s)
+    for bucket in streams.BUCKETS:
+        assert (await (await js.key_value(bucket.name)).status()).ttl in {bucket.ttl_s, None}
+    await bus.close()
+
+
+async def test_messages_survive_that_everything_is_made_again(nats: Any) -> None:
+    bus = await nats.connect(permissions.PROVISIONER)
+    janitor = await nats.connect(permissions.JANITOR)
+    await janitor.jetstream().publish(f"{streams.CALLS.subjects[2][:-1]}chat", b"fact")
+    await provision(bus.jetstream())
+    assert (await bus.jetstream().stream_info(streams.CALLS.name)).state.messages == 1
+    await janitor.close()
+    await bus.close()
+
+
+async def test_watchdog_brings_back_what_was_deleted(nats: Any, until: Any) -> None:
+    bus = await nats.connect(permissions.PROVISIONER)
+    js = bus.jetstream()
+    watching = asyncio.create_task(watchdog(js, every_s=0.1))
+    await js.delete_stream(streams.CALLS.name)
+    names: list[str] = []
+
+    async def look() -> None:
+        while streams.CALLS.name not in names:
+            names[:] = [info.config.name or "" for info in await js.streams_info()]
+
+    await asyncio.wait_for(look(), 10)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await provision(js)
+    await bus.close()
