@@ -1,6 +1,7 @@
 """Failpoints: inert unless armed, and exact when they are."""
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,3 +53,29 @@ def test_kill_ends_the_process_as_kill_9_does() -> None:
     assert ended.returncode == -signal.SIGKILL
     assert ended.stdout == "on\n"
     assert "failpoint a.b: kill" in ended.stderr
+
+
+def test_kill_behind_a_message_comes_once_the_message_is_written() -> None:
+    code = """
+import asyncio, sys, uvloop
+from runtime import failpoints
+
+async def main():
+    _, writer = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    failpoints.arm("a.b:kill")
+    asyncio.get_running_loop().call_soon(writer.transport.writelines, [b"a ", b"message"])
+    failpoints.hit_written("x.y")
+    failpoints.hit_written("a.b")
+    await asyncio.Event().wait()
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        port = str(server.getsockname()[1])
+        process = subprocess.Popen([sys.executable, "-c", code, port], stderr=subprocess.DEVNULL)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.makefile("rb").read() == b"a message"
+        assert process.wait(30) == -signal.SIGKILL

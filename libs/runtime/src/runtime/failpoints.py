@@ -6,6 +6,7 @@ Keys: `after=N` skips the first N hits; `times=N` acts at most N times (default 
 `p=0.01` acts with that probability.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -71,3 +72,13 @@ def hit(name: str) -> None:
     if point.action == "raise":
         raise ConnectionError(f"failpoint {name}")
     os.kill(os.getpid(), signal.SIGKILL if point.action == "kill" else signal.SIGSTOP)
+
+
+def hit_written(name: str) -> None:
+    """Pass a point once everything sent in this turn of the event loop has been written to its socket.
+
+    A kill right behind `Bus.send` would take along what was sent; this one is that of a process whose message is out.
+    """
+    if _points:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, hit, name)  # the first turn hands it to the transport, the second finds it written

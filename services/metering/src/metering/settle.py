@@ -14,6 +14,7 @@ from contracts.rpc.metering import SettledBatch, SettledCall
 from metering import metrics
 from metering.events import Arrival
 from metering.sql.store import Standing, TurnResult, TurnStore
+from runtime import failpoints
 from runtime.bus import Bus, StandingPull
 from runtime.postgres import UNKNOWN_OUTCOME
 
@@ -115,6 +116,11 @@ class Announcer:
         self._send(told)
 
     def _send(self, told: _Told) -> None:
+        try:
+            failpoints.hit("metering.before_settled")
+        except ConnectionError:
+            _log.warning("settled notices dropped by a failpoint", processes=len(told))
+            return
         for (service, process), calls in told.items():
             quietly(self.bus.send, subjects.inbox_settled(service, process), _ENCODE(SettledBatch(tuple(calls))))
 

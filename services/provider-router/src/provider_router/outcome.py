@@ -118,7 +118,7 @@ class Outcomes:
         failpoints.hit("provider_router.before_publish")
         message_id = events.completed_message_id(fact.call_id, fact.epoch)
         self._publish(fact.call_id, _Open(fact.epoch, subject, message_id, _ENCODER.encode(fact), 0.0))
-        failpoints.hit("provider_router.after_publish")
+        failpoints.hit_written("provider_router.after_publish")
 
     def _publish(self, call_id: str, entry: _Open) -> None:
         entry.published_at = time.monotonic()
