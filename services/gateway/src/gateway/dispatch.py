@@ -28,6 +28,8 @@ ROUTER_SILENT_S: Final = 4.0
 """A router beats once a second while it has calls of ours; after this silence it is gone."""
 BLOCKED_S: Final = 30.0
 """A client that takes no byte for this long is treated as gone."""
+LAST_WORD_S: Final = 0.5
+"""A failed call's error frame may come this long after the books' notice: they travel on different connections."""
 UNREAD_BYTES_MAX: Final = 8 * 2**20
 """Answer bytes that wait for one slow client; above this it is treated as gone."""
 
@@ -88,8 +90,8 @@ class Dispatcher:
                 dispatch.pack(header, body),
                 reply=subjects.inbox_undispatched(self._process, header.number),
             )
-            failpoints.hit("gateway.after_dispatch")
             self._publish_requested(call)
+            failpoints.hit_written("gateway.after_dispatch")
         except NatsError:
             self._undispatched(call)
 
@@ -201,10 +203,14 @@ class Dispatcher:
             call = self._by_id.get(settled.call_id)
             if call is None:
                 continue
-            call.settled = settled
             if settled.state != events.CallState.SUCCESS:
-                call.fail(HubError(ErrorCode.STALE, "The call was closed before its answer was complete; try again."))
-            elif call.held is not None:
+                # Its router's word, with the provider's own error, may still be on its way: that one counts.
+                stale = HubError(ErrorCode.STALE, "The call was closed before its answer was complete; try again.")
+                wait_s = LAST_WORD_S if call.held is None else 0.0
+                asyncio.get_running_loop().call_later(wait_s, call.fail, stale)
+                continue
+            call.settled = settled
+            if call.held is not None:
                 call.wake()
 
     def _on_alive(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:

@@ -53,6 +53,17 @@ def complete(call: RunningCall, router: Router, ending: Ending) -> None:
 def fail(call: RunningCall, router: Router, error: HubError) -> None:
     """Publish the failure; the client learns of it at once, since nothing is charged."""
     written_off = partial_usage(call) if call.candidate is not None else None
+    failure = frames.Failure(
+        code=error.code,
+        message=error.message,
+        status=error.status,
+        param=error.param,
+        retry_after_s=error.retry_after_s,
+        provider_code=error.provider_code,
+        provider_type=error.provider_type,
+    )
+    # Queued first, so that frame and fact leave in one write and the books' notice cannot overtake the error.
+    call.frame(router, frames.FrameKind.ERROR, _ENCODER.encode(failure))
     router.outcomes.failed(
         events.CallFailed(
             call_id=call.header.call_id,
@@ -71,16 +82,6 @@ def fail(call: RunningCall, router: Router, error: HubError) -> None:
             trace_id=call.header.trace_id,
         )
     )
-    failure = frames.Failure(
-        code=error.code,
-        message=error.message,
-        status=error.status,
-        param=error.param,
-        retry_after_s=error.retry_after_s,
-        provider_code=error.provider_code,
-        provider_type=error.provider_type,
-    )
-    call.frame(router, frames.FrameKind.ERROR, _ENCODER.encode(failure))
     metrics.outcome(error.code)
 
 

@@ -121,6 +121,8 @@ class Intake:
         """More calls than this process takes: a failure with an outcome, so that the hold is released at once."""
         header = call.header
         message = "The hub takes no more calls right now; try again shortly."
+        failure = frames.Failure(code=ErrorCode.OVERLOADED, message=message, retry_after_s=1)
+        self.router.frames.put(header.gateway, frames.FrameKind.ERROR, header.number, 0, _ENCODER.encode(failure))
         self.router.outcomes.failed(
             events.CallFailed(
                 call_id=header.call_id,
@@ -135,8 +137,6 @@ class Intake:
                 trace_id=header.trace_id,
             )
         )
-        failure = frames.Failure(code=ErrorCode.OVERLOADED, message=message, retry_after_s=1)
-        self.router.frames.put(header.gateway, frames.FrameKind.ERROR, header.number, 0, _ENCODER.encode(failure))
 
     def _on_part(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         call_id, number, part = dispatch.unpack_part(payload)
