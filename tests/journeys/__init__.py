@@ -1,0 +1,1 @@
+"""What users see: whole journeys through real processes, with the official SDKs and on the bare wire."""
