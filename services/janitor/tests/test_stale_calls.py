@@ -22,10 +22,12 @@ from contracts.rpc import metering
 from contracts.rpc.envelope import Reply
 from contracts.streams import CALLS, DUTY_LEASES
 from hub_local.programs import http_status
+from janitor import app
 from janitor.app import janitor
 from janitor.duties import stale_calls
 from janitor.leases import Entry
 from janitor.settings import Settings
+from runtime import telemetry
 from runtime.bus import Bus
 
 FAST = {"stale_period_s": 0.1, "duty_lease_s": 0.5}
@@ -97,6 +99,7 @@ async def stored(nats: Any) -> list[tuple[str, CallFailed]]:
     return found
 
 
+@pytest.mark.parity(74)
 async def test_stale_call_is_failed_once_however_often_metering_names_it(nats: Any, books: FakeMetering) -> None:
     call = stale_call()
     books.stale.append(call)
@@ -141,6 +144,25 @@ async def test_one_of_two_janitors_runs_the_duty_and_a_stop_hands_it_over_at_onc
     assert waited < 5, "the lease was given up, not waited for"
 
 
+async def test_closing_a_call_is_a_span_in_its_own_trace(
+    nats: Any, books: FakeMetering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans: list[tuple[str, str]] = []
+
+    class Recording(telemetry.Tracing):
+        def start(self, name: str, parent: Any, kind: Any, attributes: Any) -> telemetry.CallSpan:
+            spans.append((parent.trace_id, attributes["hub.call_id"]))
+            return super().start(name, parent, kind, attributes)
+
+    monkeypatch.setattr(app, "Tracing", Recording)
+    call = stale_call()
+    books.stale.append(call)
+    async with janitor(settings(nats), new_process_id("janitor")):
+        await until(lambda: books.asked_by.total() >= 2, "two rounds")
+    assert ("a" * 32, call.call_id) in spans
+
+
+@pytest.mark.parity(131)
 async def test_killed_janitor_is_replaced_within_its_lease(nats: Any, books: FakeMetering) -> None:
     environment = {
         "PATH": os.environ.get("PATH", ""),

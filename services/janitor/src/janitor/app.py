@@ -21,6 +21,7 @@ from janitor.schedule import Duty, keep
 from janitor.settings import Settings
 from runtime.bus import Bus, opened
 from runtime.liveness import ops_port
+from runtime.telemetry import Tracing
 
 _log = structlog.get_logger("janitor")
 _JETSTREAM_TIMEOUT_S: Final = 2.0
@@ -37,13 +38,15 @@ async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
+        tracing = Tracing("janitor")
+        stack.callback(tracing.shutdown)
         bus = await _connected(settings, process, inbox)
         stack.push_async_callback(bus.close)
         connection.append(bus)
         js = bus.jetstream(timeout=_JETSTREAM_TIMEOUT_S)
         kept = [
             (duty, DutyLease(partial(_lease_bucket, js), duty.name, process, duty.lease_s, time.monotonic))
-            for duty in table(settings, bus, js)
+            for duty in table(settings, bus, js, tracing)
         ]
         for _, lease in kept:
             stack.push_async_callback(_released, lease, bus)
@@ -54,9 +57,9 @@ async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
                 loop.cancel()
 
 
-def table(settings: Settings, bus: Bus, js: JetStreamContext) -> tuple[Duty, ...]:
+def table(settings: Settings, bus: Bus, js: JetStreamContext, tracing: Tracing) -> tuple[Duty, ...]:
     """All duties: name, period, jitter, lease, what to do."""
-    close_stale = partial(stale_calls.close_stale_calls, bus, js, settings.lease_s, now_text)
+    close_stale = partial(stale_calls.close_stale_calls, bus, js, tracing, settings.lease_s, now_text)
     return (Duty(stale_calls.NAME, settings.stale_period_s, 0.1, settings.duty_lease_s, close_stale),)
 
 

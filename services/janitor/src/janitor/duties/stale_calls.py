@@ -12,15 +12,18 @@ from typing import Final
 import msgspec
 import structlog
 from nats.js import JetStreamContext
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Gauge
 
 from contracts import subjects
 from contracts.errors import ErrorCode
 from contracts.events import CallFailed, stale_message_id
+from contracts.ids import new_span_id
 from contracts.rpc import metering
 from contracts.streams import CALLS
 from runtime import rpc
 from runtime.bus import Bus
+from runtime.telemetry import Tracing, read_traceparent
 
 NAME: Final = "stale-calls"
 _PAGE: Final = 1000
@@ -33,7 +36,9 @@ _closed = Counter("hub_janitor_stale_calls_total", "Failures published for calls
 _oldest = Gauge("hub_oldest_open_call_age_seconds", "Age of the oldest call that is still processing; 0 = none.")
 
 
-async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now: Callable[[], str]) -> None:
+async def close_stale_calls(
+    bus: Bus, js: JetStreamContext, tracing: Tracing, lease_s: float, now: Callable[[], str]
+) -> None:
     """Ask metering which calls are stale, and publish `CallFailed` for each; returns when all are stored.
 
     Raises:
@@ -48,11 +53,23 @@ async def close_stale_calls(bus: Bus, js: JetStreamContext, lease_s: float, now:
     stale = [call for call in reply.calls if _has_known_kind(call)]
     if not stale:
         return
-    ended = await asyncio.gather(*(_publish(js, call, lease_s, now()) for call in stale), return_exceptions=True)
+    ended = await asyncio.gather(
+        *(_traced(js, tracing, call, lease_s, now()) for call in stale), return_exceptions=True
+    )
     failures = [error for error in ended if isinstance(error, BaseException)]
     _log.info("stale calls closed", calls=len(stale) - len(failures), not_stored=len(failures))
     if failures:
         raise failures[0]
+
+
+async def _traced(js: JetStreamContext, tracing: Tracing, call: metering.StaleCall, lease_s: float, at: str) -> None:
+    """Publish within a span in the call's own trace, so that the trace says how the call ended."""
+    parent = read_traceparent(f"00-{call.trace_id}-{new_span_id()}-01")
+    span = tracing.start("close stale call", parent, SpanKind.PRODUCER, {"hub.call_id": call.call_id})
+    try:
+        await _publish(js, call, lease_s, at)
+    finally:
+        span.end(error=ErrorCode.STALE)
 
 
 async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: float, at: str) -> None:
