@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode, HubError
-from gateway.admission.peek import DEPTH_MAX, check_content_type, depth_exceeds, json_schema, peek
+from gateway.admission.chat_body import json_schema
+from gateway.admission.peek import DEPTH_MAX, check_content_type, depth_exceeds, peek
 
 USER = {"role": "user", "content": "hi"}
 GOOD: dict[str, Any] = {"model": "openai/gpt-4o", "messages": [USER]}
@@ -54,6 +56,31 @@ def test_reads_what_admission_needs() -> None:
     assert (seen.stream, seen.include_usage, seen.choices, seen.max_output_tokens) == (True, True, 3, 50)
     assert (seen.media_parts, seen.tools, seen.body_bytes) == (2, True, len(body))
     assert seen.inline_bytes == len('"data:image/png;base64,AAAA"') + len('"AAAA"')
+
+
+def test_of_members_with_one_name_the_last_counts() -> None:
+    assert peek(b'{"model":"a","mod\\u0065l":"b","messages":[{"role":"user","content":"x"}]}').model == "b"
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [b"{}", b'{"a":1}', b'"\\n\\u00e9"', b'"\\ud83d\\ude00"', b'"\\\\u0000"', b"[[[1]]]", b'"model"', b'""'],
+    ids=["objects", "members", "escapes", "pairs", "looks like NUL", "lists", "names", "empty"],
+)
+def test_a_large_body_takes_time_in_proportion(filler: bytes) -> None:
+    started = time.perf_counter()
+    count = 4_000_000 // len(filler)
+    body = VALUE % (b"[" + b",".join([filler] * count) + b"]")
+    peek(body)
+    wrong = body.replace(b'"role":"user"', b'"role":"boss"')
+    assert _refusal(wrong).param == "messages[0].role"
+    assert _refusal(body + b"x").code is ErrorCode.INVALID_JSON
+    assert time.perf_counter() - started < 5.0
+
+
+def test_a_wrong_field_before_broken_json_is_still_broken_json() -> None:
+    assert _refusal(b'{"model":5,"messages":[nonsense').code is ErrorCode.INVALID_JSON
+    assert _refusal(b"[nonsense").code is ErrorCode.INVALID_JSON
 
 
 def test_nulls_count_as_absent() -> None:
@@ -119,8 +146,6 @@ def test_nulls_count_as_absent() -> None:
         (_body(logit_bias=[]), "logit_bias"),
         (_body(presence_penalty=3), "presence_penalty"),
         (_body(user=5), "user"),
-        (b'{"model":"a","model":"b","messages":[{"role":"user","content":"x"}]}', "model"),
-        (b'{"mod\\u0065l":"a","model":"b","messages":[{"role":"user","content":"x"}]}', "model"),
     ],
 )
 def test_a_wrong_field_is_400_and_named(body: bytes, param: str) -> None:

@@ -2,120 +2,19 @@
 
 The body itself is never built: a msgspec Struct names the fields, all others are checked as JSON and skipped, and the
 client's bytes go on as they came. What the decoder cannot see (NUL, lone surrogates and bad UTF-8 in skipped strings,
-depth, a model named twice) is looked for by scans of the bytes that cost nothing when there is nothing to find.
+depth) is looked for by scans of the bytes that cost little when there is nothing to find, and time in proportion to
+the body when there is. Of members with one name the last counts, here as in the router.
 """
 
-import json
 import re
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import Meta
 
 from contracts.errors import ErrorCode, HubError
-from contracts.usage import TOKENS_MAX
+from gateway.admission.chat_body import ELEMENTS, Body, Part
 
 DEPTH_MAX: Final = 64
-MODEL_CHARS_MAX: Final = 256
-CHOICES_MAX: Final = 128
-
-_Tokens = Annotated[int, Meta(ge=1, le=TOKENS_MAX)]
-_Penalty = Annotated[float, Meta(ge=-2, le=2)]
-
-
-class _Object(msgspec.Struct, gc=False):
-    """Any JSON object; nothing in it is read."""
-
-
-class _Typed(msgspec.Struct, gc=False):
-    type: str
-
-
-class _ImageUrl(msgspec.Struct, gc=False):
-    url: msgspec.Raw
-    """Only measured, never built: it may be megabytes of base64."""
-
-
-class _InputAudio(msgspec.Struct, gc=False):
-    data: msgspec.Raw
-
-
-class _Part(msgspec.Struct, gc=False):
-    type: str
-    text: str | None = None
-    image_url: _ImageUrl | None = None
-    input_audio: _InputAudio | None = None
-    file: _Object | None = None
-
-
-class _Function(msgspec.Struct, gc=False):
-    name: str
-
-
-class _ToolCall(msgspec.Struct, gc=False):
-    id: str | None = None
-    type: str | None = None
-    function: _Function | None = None
-
-
-class _Message(msgspec.Struct, gc=False):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[_Part] | None = None
-    name: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-
-
-class _StreamOptions(msgspec.Struct, gc=False):
-    include_usage: bool | None = None
-
-
-class _Body(msgspec.Struct, gc=False):
-    model: Annotated[str, Meta(min_length=1, max_length=MODEL_CHARS_MAX)]
-    messages: Annotated[list[_Message], Meta(min_length=1)]
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: _Tokens | None = None
-    max_completion_tokens: _Tokens | None = None
-    n: Annotated[int, Meta(ge=1, le=CHOICES_MAX)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    logit_bias: _Object | None = None
-    tools: list[_Typed] | None = None
-    tool_choice: str | _Object | None = None
-    parallel_tool_calls: bool | None = None
-    functions: list[_Function] | None = None
-    function_call: str | _Object | None = None
-    response_format: _Typed | None = None
-    modalities: list[str] | None = None
-    prediction: _Object | None = None
-    audio: _Object | None = None
-    web_search_options: _Object | None = None
-    metadata: _Object | None = None
-    store: bool | None = None
-    user: str | None = None
-    service_tier: str | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-
-
-_ELEMENTS: Final[dict[str, Any]] = {
-    "messages": _Message,
-    "content": _Part,
-    "tool_calls": _ToolCall,
-    "tools": _Typed,
-    "functions": _Function,
-    "stop": str,
-    "modalities": str,
-}
-"""What the lists of a body hold, for finding the element that is wrong."""
 
 
 class Peek(NamedTuple):
@@ -138,11 +37,13 @@ class Peek(NamedTuple):
     body_bytes: int
 
 
-_DECODER: Final = msgspec.json.Decoder(_Body)
+_DECODER: Final = msgspec.json.Decoder(Body)
+_SYNTAX: Final = msgspec.json.Decoder(msgspec.Raw)
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_PAIR: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-_ESCAPED_NAME: Final = re.compile(rb'"[^"\\]*\\u00[^"]*"\s*:')
 _TO_BRACES: Final = bytes.maketrans(b"[]", b"{}")
 _NOT_BRACKETS: Final = bytes(value for value in range(256) if value not in b"[]{}")
 _ERROR_PATH: Final = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
@@ -221,7 +122,7 @@ def depth_exceeds(body: bytes, limit: int) -> bool:
     return bool(brackets)
 
 
-def _media(parts: list[_Part], path: str) -> tuple[int, int]:
+def _media(parts: list[Part], path: str) -> tuple[int, int]:
     """How many parts of a message are not text, and how many bytes of them are images or sound."""
     media = inline = 0
     for index, part in enumerate(parts):
@@ -246,45 +147,24 @@ def _scan(body: bytes) -> None:
     """What the decoder does not see in the parts that it skips."""
     if depth_exceeds(body, DEPTH_MAX):
         raise _too_deep()
-    escapes = b"\\" in body and b"\\u" in body  # the first is a memchr, ten times as fast as the second
-    if escapes:
-        if b"\\u0000" in body and _NUL.search(body):
-            raise HubError(ErrorCode.INVALID_JSON, "The body has a NUL character (\\u0000) in a string; remove it.")
-        if _SURROGATE.search(body):
-            _refuse_lone_surrogates(body)
-    if body.count(b'"model"') != 1 or (escapes and _ESCAPED_NAME.search(body)):
-        _refuse_two_models(body)
-
-
-def _refuse_lone_surrogates(body: bytes) -> None:
-    try:
-        msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        raise HubError(
-            ErrorCode.INVALID_JSON, "The body has a lone surrogate (half of a \\ud800-\\udfff pair) in a string."
-        ) from None
-
-
-def _refuse_two_models(body: bytes) -> None:
-    """Readers differ in which of two members with one name they take: what is priced must be what is asked for."""
-    names: list[str] = []
-
-    def members(pairs: list[tuple[str, Any]]) -> None:
-        names[:] = [name for name, _ in pairs]  # the outermost object ends last
-
-    json.loads(body, object_pairs_hook=members)
-    for name in ("model", "messages", "n", "max_tokens", "max_completion_tokens", "stream"):
-        if names.count(name) > 1:
-            raise _wrong(f"`{name}` stands in the body twice.", name)
+    if b"\\" not in body or b"\\u" not in body:  # the first is a memchr, ten times as fast as the second
+        return
+    if b"\\u0000" not in body and not _SURROGATE.search(body):
+        return
+    escapes = body.replace(b"\\\\", b"__")  # from here on every backslash begins an escape
+    if b"\\u0000" in escapes:
+        raise HubError(ErrorCode.INVALID_JSON, "The body has a NUL character (\\u0000) in a string; remove it.")
+    if _SURROGATE.search(_PAIR.sub(b"_", escapes)):
+        raise HubError(ErrorCode.INVALID_JSON, "The body has half of a surrogate pair (\\ud800-\\udfff) in a string.")
 
 
 def _explained(body: bytes, error: msgspec.ValidationError) -> HubError:
     """The refusal of a body with a wrong field: which one, down to the element of a list."""
     try:
-        value = msgspec.json.decode(body)
+        text, path = _located(body, str(error), "")
     except (msgspec.DecodeError, RecursionError) as problem:
+        # The wrong field came first; behind it the body is no JSON at all.
         return HubError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {_reason(problem)}.")
-    text, path = _located(value, str(error), "")
     missing = _MISSING.search(text)
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
@@ -293,23 +173,25 @@ def _explained(body: bytes, error: msgspec.ValidationError) -> HubError:
     return _wrong(f"`{path}`: {what}." if path else f"The body is a JSON object: {what}.", path or None)
 
 
-def _located(value: Any, text: str, prefix: str) -> tuple[str, str]:
-    """Message and path of an error, `[...]` in the decoder's path replaced by the index of the first wrong element."""
+def _located(value: bytes | msgspec.Raw, text: str, prefix: str) -> tuple[str, str]:
+    """Message and path of an error, `[...]` in the decoder's path replaced by the index of the first wrong element.
+
+    Members and elements stay undecoded bytes, so that a large body costs no more memory than its elements' number.
+    """
     match = _ERROR_PATH.search(text)
     if match is None:
+        _SYNTAX.decode(value)
         return text, prefix
     message, path = text[: match.start()], match[1].lstrip(".")
-    head, found, _ = path.partition("[...]")
+    head, in_list, _ = path.partition("[...]")
     here = ".".join(filter(None, (prefix, head)))
-    if not found:
+    members = _MEMBERS.decode(value)
+    if not in_list:
         return message, here
-    items = value
-    for name in head.split("."):
-        items = items[name]
-    element = _ELEMENTS[head.rpartition(".")[2]]
-    for index, item in enumerate(items):
+    element = ELEMENTS[head]
+    for index, item in enumerate(_ITEMS.decode(members[head])):
         try:
-            msgspec.convert(item, element)
+            element.decode(item)
         except msgspec.ValidationError as error:
             return _located(item, str(error), f"{here}[{index}]")
     return message, here
@@ -333,14 +215,3 @@ def _wrong(message: str, param: str | None) -> HubError:
 
 def _too_deep() -> HubError:
     return HubError(ErrorCode.INVALID_REQUEST, f"Objects and arrays may be nested at most {DEPTH_MAX} deep.")
-
-
-def json_schema(name: str) -> dict[str, Any]:
-    """OpenAPI schemas of a chat body as it is checked here: `name` and what it refers to."""
-    _, schemas = msgspec.json.schema_components([_Body], ref_template=f"#/components/schemas/{name}{{name}}")
-    text = msgspec.json.encode({f"{name}{key}": value for key, value in schemas.items()}).decode()
-    renamed: dict[str, Any] = msgspec.json.decode(text.replace(f"{name}_", name))
-    renamed[name] = renamed.pop(f"{name}Body")
-    for key, value in renamed.items():
-        value["title"] = key
-    return renamed

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc.identity import Role
-from gateway.admission import peek
+from gateway.admission import chat_body
 from gateway.api import calls, errors, models, status, user
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.front import CHAT_PATHS
@@ -182,7 +182,7 @@ def _with_chat(document: dict[str, Any], mount_path: str) -> dict[str, Any]:
     )
     schemas.update(error_schemas)
     schemas[_ERROR_SCHEMA] = schemas.pop("ErrorBody")
-    schemas.update(peek.json_schema(_REQUEST_SCHEMA))
+    schemas.update(chat_body.json_schema(_REQUEST_SCHEMA))
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422, which is a 400 here
         schemas.pop(name, None)
     for item in document["paths"].values():

@@ -6,7 +6,7 @@ from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
 from contracts.errors import ERRORS, ErrorCode, HubError
-from gateway.admission.peek import MODEL_CHARS_MAX
+from gateway.admission.chat_body import MODEL_CHARS_MAX
 from gateway.api.services import Caller, Services, Used
 from gateway.auth.principals import Principal
 
