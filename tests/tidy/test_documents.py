@@ -64,6 +64,14 @@ def test_every_error_code_is_expected_by_some_test() -> None:
     assert unknown - RAISED_NOWHERE_YET == set()
 
 
+def test_every_setting_that_code_names_is_documented() -> None:
+    table = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    files = [file for package in PACKAGES for file in package.rglob("*.py")]
+    named = {name for file in files for name in re.findall(r"\bHUB_[A-Z][A-Z0-9_]*[A-Z0-9]\b", file.read_text("utf-8"))}
+    groups = {name for name in named if f"`{name}__<NAME>__" in table}
+    assert {name for name in named - groups if f"`{name}`" not in table} == set()
+
+
 def test_every_path_has_a_role() -> None:
     document = json.loads((ROOT / "docs" / "openapi.json").read_text("utf-8"))
     for path, item in document["paths"].items():
