@@ -52,6 +52,7 @@ class Revisions:
         self._catalog_changed = catalog_changed
         self._bucket: KeyValue | None = None
         self._away = False
+        self._unannounced: int | None = None
 
     async def listen(self) -> None:
         """Subscribe to both subjects."""
@@ -62,6 +63,7 @@ class Revisions:
         """Look at the bucket again and again, until cancelled; it may be away for any time."""
         while True:
             try:
+                await self._announce_again()
                 identity, catalog = await self._read(IDENTITY), await self._read(CATALOG)
             except (NatsError, TimeoutError) as error:
                 if not self._away:
@@ -79,17 +81,28 @@ class Revisions:
     async def announce(self, key_ids: Sequence[str], revision: int) -> None:
         """Tell every gateway that keys changed; ours first. The change is committed already.
 
-        While the bus is away the others learn of it from the bucket or, at the latest, when their entries expire; what
-        could not be announced is logged.
+        While the bus is away the others learn of it once it is back; a process that dies before leaves it to the
+        expiry of their entries.
         """
         self._identities.changed(key_ids, revision)
-        message = IdentityChanged(key_ids=tuple(key_ids), revision=revision)
         try:
-            self._bus.send(subjects.IDENTITY_CHANGED, message.model_dump_json().encode())
-            await (await self._open()).put(IDENTITY, b"%d" % revision)
+            await self._tell(key_ids, revision)
         except (NatsError, TimeoutError) as error:
+            _log.warning("change of keys not announced yet", revision=revision, error=type(error).__name__)
             self._bucket = None
-            _log.error("change of keys not announced", revision=revision, error=type(error).__name__)
+            self._unannounced = max(revision, self._unannounced or 0)
+
+    async def _announce_again(self) -> None:
+        if self._unannounced is not None:
+            revision = self._unannounced
+            await self._tell((), revision)
+            if self._unannounced == revision:
+                self._unannounced = None
+
+    async def _tell(self, key_ids: Sequence[str], revision: int) -> None:
+        message = IdentityChanged(key_ids=tuple(key_ids), revision=revision)
+        self._bus.send(subjects.IDENTITY_CHANGED, message.model_dump_json().encode())
+        await (await self._open()).put(IDENTITY, b"%d" % revision)
 
     async def _open(self) -> KeyValue:
         if self._bucket is None:
