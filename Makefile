@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench docs lock env env-dev
+.PHONY: run test check fmt bench docs lock env env-dev node-sdk
 
 run: env
 	@exec $(BIN)/hub up
 
-test: env-dev
+test: env-dev node-sdk
 	$(BIN)/pytest
 
 check: env-dev
@@ -16,7 +16,7 @@ check: env-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@! grep -n '://' requirements.lock requirements-dev.lock
+	@! grep -n '://' requirements.lock requirements-dev.lock tests/journeys/node/package-lock.json
 	$(if $(wildcard docs/generate.py),$(BIN)/python docs/generate.py --check)
 
 fmt: env-dev
@@ -44,3 +44,13 @@ env:
 
 env-dev:
 	@$(PYTHON) deploy/local/bootstrap.py --dev
+
+# The Node SDK of the journeys; without Node its tests are skipped, with CI=true they fail.
+NODE := tests/journeys/node
+node-sdk:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE)/node_modules/.package-lock.json; \
+	else echo "node-sdk: npm is not installed, the Node SDK is not tested"; fi
+
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package-lock.json
+	cd $(NODE) && npm ci --ignore-scripts --no-progress
+	@touch $@
