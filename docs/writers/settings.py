@@ -31,9 +31,10 @@ Read by the `hub` command beside these:
 
 | name | meaning |
 |---|---|
-| `HUB_ENV_FILE` | File of settings, one `NAME=value` a line; the environment wins over it. |
+| `HUB_ENV_FILE` | File of settings (`hub.env`), one `NAME=value` a line; the environment wins over it. |
 | `HUB_ADMIN_NATS_URL` | `hub provision` on servers of one's own: NATS with the rights of user `provisioner`. |
-| `HUB_ADMIN_DATABASE_URL` | `hub migrate` on servers of one's own: PostgreSQL with the right to create schemas and roles. |
+| `HUB_ADMIN_DATABASE_URL` | `hub migrate` on servers of one's own: PostgreSQL as a role that may create schemas. |
+| `HUB_KEY` | Access key of `hub chat`. |
 | `HUB_POSTGRES_IDENTITY` | `setuid`: PostgreSQL of a hub that root starts runs as `nobody`, without user namespaces. |
 
 Every service also reads OpenTelemetry's own `OTEL_*` variables (`OTEL_EXPORTER_OTLP_ENDPOINT` turns traces on), and the
