@@ -183,6 +183,39 @@ async def test_bytes_after_an_answer_never_reach_the_next_caller(server: Server,
     assert server.connections == 4
 
 
+async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server) -> None:
+    go = asyncio.Event()
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await server.request(reader):
+            writer.write(SHORT)
+            await go.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstray")
+
+    server.script = script
+    async with client() as upstream:
+        await whole(upstream, server.url)
+        await until(lambda: upstream.idle == 1)
+        go.set()
+        await until(lambda: upstream.connections == 0)
+        assert await whole(upstream, server.url) == b"hi"
+
+
+async def test_bytes_that_are_on_their_way_when_the_next_call_begins_are_not_its_answer(server: Server) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await answering(SHORT)(server, reader, writer)
+
+    server.script = script
+    async with client() as upstream:
+        await whole(upstream, server.url)
+        writers[0].write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstray")
+        assert await whole(upstream, server.url) == b"hi"
+    assert server.connections == 2
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -420,7 +453,7 @@ async def test_an_early_answer_to_a_large_request_ends_the_sending(server: Serve
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.pause_reading()
         writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
-        await asyncio.wait_for(server.closed.wait(), 5)
+        await asyncio.wait_for(server.closed.wait(), 60)
 
     server.script = script
     async with client() as upstream:
