@@ -102,6 +102,7 @@ async def test_a_call_is_shown_to_its_account_and_to_administrators_only(surface
     assert (await surface.get(path, admin)).json()["attempts"][0]["credential"] == "main"
 
 
+@pytest.mark.parity(22)
 async def test_status_is_always_200_and_says_why_not(surface: Any) -> None:
     key = await surface.key()
 
@@ -139,6 +140,7 @@ async def test_an_account_that_was_never_opened_has_nothing(surface: Any) -> Non
 
 
 @pytest.mark.parametrize("path", PATHS_WITH_KEY)
+@pytest.mark.parity(35, 36)
 async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface: Any, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer nonsense"}, {"x-user-did": "z1", "x-user-role": "owner"}):
         answer = await surface.get(_concrete(path), **headers)
@@ -197,6 +199,7 @@ async def test_every_answer_has_ids_cors_and_security_headers(surface: Any) -> N
         assert (await surface.get("/healthz", **{"x-request-id": unusable})).headers["x-request-id"] != unusable
 
 
+@pytest.mark.parity(26)
 async def test_a_preflight_passes_from_anywhere(surface: Any) -> None:
     answer = await surface.http.options(
         "/v1/chat/completions",

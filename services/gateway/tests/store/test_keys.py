@@ -46,6 +46,7 @@ async def test_a_made_key_works_and_only_its_digest_is_stored(start_node: StartN
         await admin.close()
 
 
+@pytest.mark.parity(33)
 async def test_a_key_for_a_known_user_is_paid_by_that_users_account(start_node: StartNode) -> None:
     node = await start_node()
     first = await node.keys.create(KeyCreate(role="admin"), "operator")
@@ -62,6 +63,7 @@ async def test_a_user_that_is_no_did_is_refused(start_node: StartNode, user: str
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_REQUEST, "user")
 
 
+@pytest.mark.parity(34, 131)
 async def test_a_revoked_key_is_refused_within_a_second_on_every_gateway(start_node: StartNode) -> None:
     nodes = [await start_node(), await start_node()]
     made = await nodes[0].keys.create(KeyCreate(), "operator")

@@ -11,6 +11,7 @@ VECTORS = json.loads(Path(__file__).with_name("access_key_vectors.json").read_te
 
 
 @pytest.mark.parametrize("vector", VECTORS["accessKeys"], ids=lambda vector: vector["accessKeyId"])
+@pytest.mark.parity(33)
 def test_id_of_a_key_is_the_wallet_address_that_the_original_gives_it(vector: dict[str, str]) -> None:
     assert access_keys.key_id(vector["accessKey"]) == vector["accessKeyId"]
     assert access_keys.address(bytes.fromhex(vector["publicKeyHex"][2:])) == vector["accessKeyId"]

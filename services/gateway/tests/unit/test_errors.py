@@ -24,6 +24,7 @@ def test_not_enough_credit_has_the_originals_type() -> None:
     assert (error.status, json.loads(errors.body(error))["error"]["type"]) == (402, "NOT_ENOUGH")
 
 
+@pytest.mark.parity(27)
 def test_the_providers_code_type_status_and_patience_survive() -> None:
     error = HubError(
         ErrorCode.UPSTREAM_REJECTED,

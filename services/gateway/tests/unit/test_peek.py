@@ -148,6 +148,7 @@ def test_nulls_count_as_absent() -> None:
         (_body(user=5), "user"),
     ],
 )
+@pytest.mark.parity(3, 28)
 def test_a_wrong_field_is_400_and_named(body: bytes, param: str) -> None:
     error = _refusal(body)
     assert (error.code, error.status, error.param) == (ErrorCode.INVALID_REQUEST, 400, param)

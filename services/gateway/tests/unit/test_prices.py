@@ -67,6 +67,7 @@ def _names(candidates: tuple[Candidate, ...]) -> list[str]:
     return [f"{candidate.provider}/{candidate.model}" for candidate in candidates]
 
 
+@pytest.mark.parity(91)
 async def test_a_prefixed_name_goes_to_its_provider_whatever_the_model() -> None:
     prices = await _prices()
     assert _names(prices.resolve("openai/gpt-4o")) == ["openai/gpt-4o"]
@@ -87,6 +88,7 @@ async def test_an_unknown_model_is_404_and_says_where_to_look(name: str) -> None
     assert "/models" in caught.value.message
 
 
+@pytest.mark.parity(57)
 async def test_a_model_without_a_price_is_400_unless_it_may_be_free() -> None:
     with pytest.raises(HubError) as caught:
         (await _prices()).resolve("openai/gpt-new")
