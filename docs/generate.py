@@ -4,6 +4,7 @@
 It imports all services, so it lives outside them.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -16,7 +17,19 @@ _DOCS: Final = Path(__file__).parent
 
 
 def _json(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_cleaned(document), indent=2, ensure_ascii=False) + "\n"
+
+
+def _cleaned(node: Any) -> Any:
+    """The same with docstrings unindented: Python 3.13 does it by itself, earlier ones do not."""
+    if isinstance(node, list | tuple):
+        return [_cleaned(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _cleaned(value)
+        for key, value in node.items()
+    }
 
 
 DOCUMENTS: Final[dict[str, Callable[[], str]]] = {
