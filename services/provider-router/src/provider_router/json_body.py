@@ -1,9 +1,11 @@
 """Top-level members of a JSON object, edited while all others keep their bytes.
 
-Numbers (1e400, thirty digits, 1.0), nulls, unknown members and their order stay as they came; of duplicate members
-the last one counts and stands at the place of the first.
+Numbers (1e400, thirty digits, 1.0), nulls, unknown members and their order stay as they came. Where a body has to be
+taken apart, blanks between members go, and of duplicate members the last one counts and stands at the place of the
+first.
 """
 
+import re
 from typing import Final
 
 import msgspec
@@ -14,6 +16,11 @@ _MEMBERS: Final = msgspec.json.Decoder(Members)
 _RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder()
 _CHOICES_MAX: Final = 128
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
+_ESCAPED_MODEL: Final = re.compile(rb"\\u006[4cdfCDF5]")
+"""One of the letters of `model`, escaped: the member's name may be spelt so."""
+_OPTIONS: Final = b'"stream_options"'
+_ASK_USAGE: Final = b'"stream_options":{"include_usage":true}}'
 
 
 class JsonBodyError(ValueError):
@@ -75,6 +82,13 @@ def with_model(body: bytes, model: str, *, include_usage: bool = False) -> bytes
     Raises:
         JsonBodyError: the body, or its `stream_options`, is no object.
     """
+    found = _only_model(body)
+    if found is not None and not (include_usage and _OPTIONS in body):
+        start, end = found.span(1)
+        if not include_usage:
+            return b"".join((body[:start], _ENCODER.encode(model), body[end:]))
+        brace = body.rindex(b"}")
+        return b"".join((body[:start], _ENCODER.encode(model), body[end:brace], b",", _ASK_USAGE))
     fields = members(body)
     fields["model"] = raw(model)
     if include_usage:
@@ -83,6 +97,18 @@ def with_model(body: bytes, model: str, *, include_usage: bool = False) -> bytes
         options["include_usage"] = msgspec.Raw(b"true")
         fields["stream_options"] = msgspec.Raw(joined(options))
     return joined(fields)
+
+
+def _only_model(body: bytes) -> re.Match[bytes] | None:
+    """The member `model`, when it can only be that one: its name stands once in the body and nowhere escaped.
+
+    The gateway lets no body pass that has no such member, so the name's one place is the member's.
+    """
+    if body.count(b'"model"') != 1 or not body.endswith((b"}", b"}\n")):
+        return None
+    if b"\\u006" in body and _ESCAPED_MODEL.search(body):
+        return None
+    return _MODEL.search(body)
 
 
 def with_object(body: bytes, name: str, value: bytes) -> tuple[bytes, int]:

@@ -20,9 +20,41 @@ values = st.recursive(
 )
 
 
-def test_every_other_member_keeps_its_bytes_and_its_place() -> None:
-    assert json_body.with_model(STRANGE, "b") == (
-        b'{"x":1e400,"big":123456789012345678901234567890,"one":1.0,"model":"b","nul":null,"a":[1, 2],"z":{"k" :1}}'
+def test_all_but_the_models_name_keeps_its_bytes() -> None:
+    body = STRANGE.replace(rb'"\u0061"', rb'"\u00fc"')
+    assert json_body.with_model(body, "b") == body.replace(b'"a/b"', b'"b"')
+
+
+def test_usage_is_asked_for_at_the_end_of_a_body() -> None:
+    body = b'{ "model" : "x", "a":1.0 }\n'
+    asked = json_body.with_model(body, "y", include_usage=True)
+    assert asked == b'{ "model" : "y", "a":1.0 ,"stream_options":{"include_usage":true}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"a":{"model":"n"},"mod\u0065l":"x"}',
+        rb'{"a":{"model":"n"},"\u006Dodel":"x"}',
+        b'{"a":"model","model":"x"}',
+        b'{"a":{"model":"n"},"model":"x"}',
+        rb'{"a":"\"model\":\"n\"","model":"x"}',
+        rb'{"model":"\"x"}',
+    ],
+)
+def test_the_models_name_is_the_member_and_nothing_that_looks_like_it(body: bytes) -> None:
+    expected = json.loads(body) | {"model": "y"}
+    assert json.loads(json_body.with_model(body, "y")) == expected
+    assert json.loads(json_body.with_model(body, "y", include_usage=True)) == expected | {
+        "stream_options": {"include_usage": True}
+    }
+
+
+def test_a_body_taken_apart_keeps_members_and_their_places() -> None:
+    body = STRANGE[:-1] + b',"\\u006fdd":{"model":1}}'
+    assert json_body.with_model(body, "b") == (
+        b'{"x":1e400,"big":123456789012345678901234567890,"one":1.0,"model":"b","nul":null,"a":[1, 2],"z":{"k" :1},'
+        b'"odd":{"model":1}}'
     )
 
 
