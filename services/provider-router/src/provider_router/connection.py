@@ -1,290 +1,48 @@
-"""One HTTP/1.1 connection to a provider, and the answer that arrives on it. Opened and pooled by `upstream.py`.
+"""One HTTP/1.1 connection to a provider. Opened and pooled by `upstream.py`.
 
 Written over asyncio.Protocol and httptools because a general client costs seven times the CPU of a JSON call: no
 task, no queue and no time-out object per chunk; one wake-up per read that somebody waits for.
 """
 
 import asyncio
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import httptools
 
+from provider_router.response import HttpResponse
+from provider_router.transport import (
+    ClosedEarlyError,
+    ConnectError,
+    Deadlines,
+    InvalidRequestError,
+    MalformedError,
+    Phase,
+    Response,
+    TimedOutError,
+    TooLargeError,
+    UpstreamError,
+)
+
+__all__ = [
+    "ClosedEarlyError",
+    "ConnectError",
+    "Connection",
+    "Deadlines",
+    "InvalidRequestError",
+    "MalformedError",
+    "Phase",
+    "Response",
+    "TimedOutError",
+    "TooLargeError",
+    "UpstreamError",
+]
+
 HEADERS_MAX: Final = 128
 HEADER_BYTES_MAX: Final = 65_536
-UNREAD_BYTES_MAX: Final = 262_144
-"""Above this the connection stops reading until somebody takes the bytes."""
-FINISH_S: Final = 1.0
-FINISH_BYTES_MAX: Final = 16_384
 WRITE_BYTES: Final = 65_536
 """Bodies up to this length go out in one write with the head, larger ones in pieces under flow control."""
 _INTERIM_BELOW: Final = 200
-
-
-class Phase(StrEnum):
-    """What took too long."""
-
-    CONNECT = "connect"
-    SEND = "send"
-    FIRST_BYTE = "first_byte"
-    IDLE = "idle"
-    TOTAL = "total"
-
-
-class UpstreamError(Exception):
-    """What can go wrong between us and a provider; the subclasses are all there is."""
-
-
-class ConnectError(UpstreamError):
-    """No connection: name, address, refusal or certificate."""
-
-
-class TimedOutError(UpstreamError):
-    """A deadline has passed; `phase` tells which."""
-
-    def __init__(self, phase: Phase) -> None:
-        super().__init__(f"timed out: {phase}")
-        self.phase = phase
-
-
-class ClosedEarlyError(UpstreamError):
-    """The provider closed the connection before its answer was complete; `silent` = without a byte of it."""
-
-    def __init__(self, *, silent: bool) -> None:
-        super().__init__("closed before the answer" if silent else "the answer was cut off")
-        self.silent = silent
-
-
-class MalformedError(UpstreamError):
-    """The answer is not HTTP/1.1 as we read it, or is encoded in a way that was not asked for."""
-
-
-class TooLargeError(UpstreamError):
-    """Headers or body beyond their bound."""
-
-
-class InvalidRequestError(UpstreamError):
-    """The request cannot be sent as HTTP: a line break in a header, a bad path, an address that is no http(s) URL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """Seconds; each must be above zero."""
-
-    connect_s: float
-    first_byte_s: float
-    """From the end of the request to the end of the response head."""
-    idle_s: float
-    """Between two reads of the answer, while somebody reads it; and between two writes of a large request."""
-    total_s: float
-    """From `open` to the last byte."""
-
-
-class Response(Protocol):
-    """An answer whose head is here; the body may still be on its way."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Names in lower case; repeated ones joined by `, `."""
-        ...
-
-    async def read(self, limit: int) -> bytes:
-        """The whole body, at most `limit` bytes.
-
-        Raises:
-            UpstreamError: it is larger, or did not arrive whole.
-        """
-        ...
-
-    async def chunk(self) -> bytes | None:
-        """Everything that has arrived since the last call, joined; None at the proper end.
-
-        Raises:
-            UpstreamError: the answer did not arrive whole; bytes that came before are returned first.
-        """
-        ...
-
-    def finish(self) -> None:
-        """All that matters has been read: the connection may take a moment to end the answer, to be used again.
-
-        Only the end of the body may still come, within a second; otherwise the connection is dropped. Never waits.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give the answer up: aborts the connection unless the answer is complete or finishing. Safe to repeat."""
-        ...
-
-
-class HttpResponse:
-    """The answer on a real connection."""
-
-    def __init__(self, connection: "Connection", deadlines: Deadlines, total_at: float) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.head_here = False
-        self.complete = False
-        self.silent = True
-        self.failure: UpstreamError | None = None
-        self.parts: list[bytes] = []
-        self.unread = 0
-        self.whole = False
-        """Somebody waits for the whole body, not for the next piece."""
-        self.limit: float = math.inf
-        self._connection: Connection | None = connection
-        self._deadlines = deadlines
-        self._total_at = total_at
-        self._loop = connection.loop
-        self._first_byte_at = math.inf
-        self._paused = False
-        self._finishing = False
-        self._active_at = connection.loop.time()
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed_at = math.inf
-
-    async def head(self) -> None:
-        """Wait for the status line and the headers."""
-        while not self.head_here:
-            if self.failure is not None:
-                raise self.failure
-            await self._arrival()
-
-    async def read(self, limit: int) -> bytes:
-        """The whole body; see `Response`."""
-        self.limit = limit
-        self.whole = True
-        self._resume()
-        while not self.complete and self.failure is None and self.unread <= limit:
-            await self._arrival()
-        if self.unread > limit:
-            self.close()
-            raise TooLargeError(f"the answer is longer than {limit} bytes")
-        if self.failure is not None:
-            raise self.failure
-        return self._take()
-
-    async def chunk(self) -> bytes | None:
-        """What has arrived; see `Response`."""
-        while not self.parts:
-            if self.failure is not None:
-                raise self.failure
-            if self.complete:
-                return None
-            await self._arrival()
-        data = self._take()
-        self._resume()
-        return data
-
-    def close(self) -> None:
-        """Give it up; see `Response`."""
-        if self._connection is not None and not self._finishing:
-            self._connection.fail(ClosedEarlyError(silent=self.silent))
-
-    def finish(self) -> None:
-        """Let it end by itself; see `Response`."""
-        if self._connection is not None:
-            self._finishing = True
-            self._take()
-            self._resume()
-            self._total_at = min(self._total_at, self._loop.time() + FINISH_S)
-            self.arm()
-
-    def sent(self) -> None:
-        """The request has left: the first-byte deadline begins."""
-        self._first_byte_at = self._loop.time() + self._deadlines.first_byte_s
-        self.arm()
-
-    def sending(self) -> None:
-        """A piece of a large request has left."""
-        self._active_at = self._loop.time()
-
-    def arrived(self) -> None:
-        """Bytes have come; called before they are parsed."""
-        self.silent = False
-        self._active_at = self._loop.time()
-
-    def progress(self) -> None:
-        """Bytes have been parsed: hold the reader's buffer in bounds, wake whoever waits."""
-        if self._finishing and self.unread > FINISH_BYTES_MAX and self._connection is not None:
-            self._connection.fail(TooLargeError("more came after the end of the answer"))
-        elif self.unread > UNREAD_BYTES_MAX and not self.whole and not self._paused and self._connection is not None:
-            self._paused = True
-            self._connection.pause_reading()
-        if self.head_here and (not self.whole or self.unread > self.limit):
-            self._wake()
-
-    def ended(self, failure: UpstreamError | None) -> None:
-        """Nothing more will come."""
-        if failure is None:
-            self.complete = True
-        else:
-            self.failure = failure
-        self._connection = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._wake()
-
-    def arm(self) -> None:
-        """Have the one timer fire no later than the earliest deadline."""
-        due, _ = self._due()
-        if due < self._armed_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._armed_at = due
-            self._timer = self._loop.call_at(due, self._check)
-
-    def _due(self) -> tuple[float, Phase]:
-        if self._paused:
-            due, phase = math.inf, Phase.IDLE
-        elif self.head_here:
-            due, phase = self._active_at + self._deadlines.idle_s, Phase.IDLE
-        elif self._first_byte_at < math.inf:
-            due, phase = self._first_byte_at, Phase.FIRST_BYTE
-        else:
-            due, phase = self._active_at + self._deadlines.idle_s, Phase.SEND
-        return (self._total_at, Phase.TOTAL) if self._total_at < due else (due, phase)
-
-    def _check(self) -> None:
-        self._timer = None
-        self._armed_at = math.inf
-        due, phase = self._due()
-        if self._loop.time() < due:
-            self.arm()
-        elif self._connection is not None:
-            self._connection.fail(TimedOutError(phase))
-
-    def _take(self) -> bytes:
-        data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-        self.parts = []
-        self.unread = 0
-        return data
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._active_at = self._loop.time()
-            if self._connection is not None:
-                self._connection.resume_reading()
-                self.arm()
-
-    async def _arrival(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class Connection(asyncio.Protocol):

@@ -11,7 +11,7 @@ import msgspec
 
 from provider_router import sse
 from provider_router.adapters import demo
-from provider_router.connection import ClosedEarlyError, Deadlines, Phase, Response, TimedOutError, TooLargeError
+from provider_router.transport import ClosedEarlyError, Deadlines, Phase, Response, TimedOutError, TooLargeError
 
 _JSON: Final = "application/json"
 _DELAY_S_MAX: Final = 600.0

@@ -10,37 +10,22 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
-from provider_router.connection import (
+from provider_router.connection import Connection
+from provider_router.transport import (
     ClosedEarlyError,
     ConnectError,
-    Connection,
     Deadlines,
     InvalidRequestError,
-    MalformedError,
+    Opener,
     Phase,
     Response,
     TimedOutError,
-    TooLargeError,
-    UpstreamError,
 )
 
-__all__ = [
-    "ClosedEarlyError",
-    "ConnectError",
-    "Deadlines",
-    "InvalidRequestError",
-    "MalformedError",
-    "Opener",
-    "Phase",
-    "Response",
-    "TimedOutError",
-    "TooLargeError",
-    "Upstream",
-    "UpstreamError",
-]
+__all__ = ["Opener", "Upstream"]
 
 IDLE_S: Final = 15.0
 """An unused connection is closed after this; common servers keep theirs for longer."""
@@ -52,20 +37,6 @@ _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _PATH: Final = re.compile(r"[\x21-\x7e]*")
 _OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "cookie"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-
-
-class Opener(Protocol):
-    """Whatever answers a request: a provider behind a socket, or the demonstration provider without one."""
-
-    async def open(
-        self, base_url: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, deadlines: Deadlines
-    ) -> Response:
-        """POST a body; returns once the answer's head is here.
-
-        Raises:
-            UpstreamError: one of its subclasses.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

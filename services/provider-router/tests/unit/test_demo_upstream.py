@@ -9,7 +9,7 @@ from contracts.usage import TOKENS_MAX, UsageSource
 from provider_router.adapters.adapter import Ending
 from provider_router.adapters.registry import ADAPTERS
 from provider_router.demo_upstream import DemoUpstream
-from provider_router.upstream import ClosedEarlyError, Deadlines, Opener, Phase, Response, TimedOutError
+from provider_router.transport import ClosedEarlyError, Deadlines, Opener, Phase, Response, TimedOutError
 
 DEADLINES = Deadlines(connect_s=5, first_byte_s=5, idle_s=5, total_s=10)
 ADAPTER = ADAPTERS["demo"]

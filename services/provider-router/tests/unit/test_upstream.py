@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from provider_router.upstream import (
+from provider_router.transport import (
     ClosedEarlyError,
     ConnectError,
     Deadlines,
@@ -15,9 +15,9 @@ from provider_router.upstream import (
     Phase,
     TimedOutError,
     TooLargeError,
-    Upstream,
     UpstreamError,
 )
+from provider_router.upstream import Upstream
 
 DEADLINES = Deadlines(connect_s=5, first_byte_s=5, idle_s=5, total_s=10)
 LIMIT = 1_000_000
