@@ -16,7 +16,10 @@ class FaultProxy:
     def __init__(self, port: int) -> None:
         """`port` of the server behind it, on loopback."""
         self._upstream_port = port
-        self._server: asyncio.Server | None = None
+        self._listener = socket.socket()
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = {}
         self._flow = asyncio.Event()
         self._flow.set()
@@ -27,8 +30,11 @@ class FaultProxy:
 
     async def start(self) -> Self:
         """Listen on a free port."""
-        self._server = await asyncio.start_server(self._on_connection, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener.setblocking(False)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(128)
+        self.port = self._listener.getsockname()[1]
+        self._accepting = asyncio.create_task(self._accept())
         return self
 
     def stall(self) -> None:
@@ -47,11 +53,27 @@ class FaultProxy:
 
     async def close(self) -> None:
         """Break everything and listen no more."""
-        if self._server is not None:
-            self._server.close()
+        self._closing = True
+        if self._accepting is not None:
+            with socket.create_connection(("127.0.0.1", self.port)):  # wakes the accepting task, which then ends
+                await self._accepting
+        self._listener.close()
         self._flow.set()
         self.reset_all()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _accept(self) -> None:
+        """By hand: a `Server` that is closed between accepting and serving a connection leaks its socket."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(self._listener)
+            if self._closing:
+                connection.close()
+                return
+            reader, writer = await asyncio.open_connection(sock=connection)
+            task = asyncio.create_task(self._on_connection(reader, writer))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:

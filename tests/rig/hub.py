@@ -19,6 +19,7 @@ from hub_local.settings import LocalSettings
 from rig.fault_proxy import FaultProxy
 from rig.processes import Processes
 from rig.servers import NAMES, DockerServers, EmbeddedServers, opened
+from rig.waiting import until
 from runtime import bus
 
 SERVICES = (GATEWAY, ROUTER, METERING, JANITOR)
@@ -153,6 +154,17 @@ class Hub:
         url = self.servers.credentials.nats_url(user, self.servers.ports.nats)
         return await bus.opened(url, name="test", inbox_prefix=inbox_prefix(user, new_process_id("test")))
 
+    async def welcomed(self, env: Mapping[str, str]) -> None:
+        """Wait until the first owner's welcome grant is in the books, where there is one to come."""
+        parts = {"gateway", "metering"}
+        if not parts <= self.pids.keys() or env.get("HUB_BILLING") == "off" or env.get("HUB_WELCOME_CREDITS") == "0":
+            return
+
+        async def look() -> bool:
+            return bool(await self.value("select exists (select 1 from metering.credit_grant)"))
+
+        await until(look, within_s=20, what="the owner's welcome grant")
+
     async def close(self) -> None:
         """Kill everything."""
         await self.processes.close(self._order)
@@ -189,6 +201,7 @@ async def started(
             point = (fail or {}).get(name, "")
             await hub.processes.start(name, {"HUB_FAIL": point} if point else None)
         await hub.ready()
+        await hub.welcomed(env or {})
     except BaseException:
         await hub.close()
         raise
