@@ -89,6 +89,11 @@ class Principals:
         self._used: dict[str, float] = {}
         self._established = False
 
+    @property
+    def is_established(self) -> bool:
+        """Whether there is an owner; before, no key is known yet."""
+        return self._established
+
     def established(self) -> None:
         """There is an owner: from now on a key that is not found is wrong, and not merely too early."""
         self._established = True
