@@ -7,7 +7,7 @@ from contracts.errors import ErrorCode, HubError
 from contracts.events import Outcome
 from contracts.usage import TOKENS_MAX, Usage, UsageSource
 from provider_router import sse
-from provider_router.adapters import chat_form, compatible
+from provider_router.adapters import chat_form, compatible_stream
 from provider_router.adapters.adapter import Ending
 from provider_router.adapters.compatible import CompatibleAdapter
 
@@ -213,7 +213,7 @@ def test_an_error_in_an_answer_with_status_200_is_an_error() -> None:
 
 
 def test_an_endless_stream_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compatible, "ANSWER_BYTES_MAX", 1000)
+    monkeypatch.setattr(compatible_stream, "ANSWER_BYTES_MAX", 1000)
     with pytest.raises(HubError) as raised:
         streamed(*[chunk("a")] * 100)
     assert raised.value.code is ErrorCode.UPSTREAM_BROKEN
