@@ -69,6 +69,8 @@ class Dispatcher:
 
     def close(self, call: OpenCall) -> None:
         """The caller has its answer, or has left; frames that still come are dropped."""
+        if call.gone and call.stage is Stage.DISPATCHED and call.error is None:
+            return  # no router is known that could be told: the one that accepts hears it then
         call.stage = Stage.OVER
         self._by_number.pop(call.header.number, None)
         self._by_id.pop(call.header.call_id, None)
@@ -179,7 +181,10 @@ class Dispatcher:
             call.stage = Stage.ACCEPTED
             call.due = time.monotonic() + self._settings.first_byte_s
             self._routers_heard[call.router] = time.monotonic()
-            if call.header.more_parts:
+            if call.gone:
+                self.cancel(call)
+                self.close(call)
+            elif call.header.more_parts:
                 self._send_parts(call)
             return
         elif kind is FrameKind.HEAD:
@@ -243,6 +248,8 @@ class Dispatcher:
         message = "No provider-router took the call; try again shortly."
         self._give_up(call, ErrorCode.ROUTER_UNAVAILABLE, message)
         call.fail(HubError(ErrorCode.ROUTER_UNAVAILABLE, message, retry_after_s=1))
+        if call.gone:
+            self.close(call)
 
     def _give_up(self, call: OpenCall, code: ErrorCode, reason: str) -> None:
         """Reserved, but no router has it: the failure goes the way of all facts, and releases the hold."""

@@ -15,6 +15,7 @@ from contracts.errors import ErrorCode
 from contracts.rpc import metering
 from provider_router import metrics
 from provider_router.call import serve
+from provider_router.ending import end_early
 from provider_router.holds import meter
 from provider_router.running import Router, RunningCall
 from runtime import failpoints
@@ -114,8 +115,13 @@ class Intake:
             self._begin(call)
 
     def _begin(self, call: RunningCall) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self.running.pop(call.header.call_id, None)
+            if task.cancelled():  # stopped before its first step: `serve` has said nothing
+                end_early(call, self.router)
+
         call.task = asyncio.get_running_loop().create_task(serve(call, self.router))
-        call.task.add_done_callback(lambda _task: self.running.pop(call.header.call_id, None))
+        call.task.add_done_callback(ended)
 
     def _refuse(self, call: RunningCall) -> None:
         """More calls than this process takes: a failure with an outcome, so that the hold is released at once."""
