@@ -110,7 +110,8 @@ def _row(call: ReserveCall) -> AdmissionRow | None:
         and math.isfinite(call.ttl_s)
         and 0 < call.ttl_s <= ADMISSION_TTL_MAX_S
         and len(call.candidates) <= _CANDIDATES_MAX
-        and all(len(text) <= _TEXT_MAX and "\x00" not in text for text in texts)
+        and max(map(len, texts)) <= _TEXT_MAX
+        and "\x00" not in "".join(texts)
         and (call.idempotency_key is None or _DIGEST.fullmatch(call.idempotency_key) is not None)
     ):
         return None

@@ -1,5 +1,6 @@
 """What follows a commit: `settled` to whoever waits, acks, and a place for facts that cannot be settled."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -70,14 +71,18 @@ class Announcer:
     def tell_settled(self, result: TurnResult) -> None:
         """One message per gateway and one per router, whoever settled the call first."""
         told: _Told = {}
+        states: Counter[str] = Counter()
+        overruns = 0
         for settled in result.settled:
             fact = settled.arrival.fact
-            metrics.SETTLED.labels(fact.state).inc()
-            if settled.overrun != _NONE:
-                metrics.OVERRUN.inc()
+            states[fact.state] += 1
+            overruns += settled.overrun != _NONE
             _collect(told, settled.arrival, SettledCall(fact.call_id, fact.state, settled.credits))
+        for state, calls in states.items():
+            metrics.SETTLED.labels(state).inc(calls)
+        metrics.OVERRUN.inc(overruns)
+        metrics.REPEATED.inc(len(result.standing))
         for entry in result.standing:
-            metrics.REPEATED.inc()
             if entry.state in _TERMINAL and not _is_lost(entry):
                 call = SettledCall(entry.arrival.fact.call_id, str(entry.state), entry.credits)
                 _collect(told, entry.arrival, call)

@@ -65,7 +65,7 @@ class Turns:
             _log.warning("unreadable reserve", detail=str(error)[:200])
             return
         if self._ended or len(self._asked) + len(asked) > self.reserves_max:
-            request.answer_rest(_UNAVAILABLE)
+            self._refuse_rest(request)
         if request.missing == 0:
             self._reply(request)
             return
@@ -110,7 +110,7 @@ class Turns:
             metrics.BACKLOG.labels("reserves").set(len(self._asked))
             oldest = loop.time() - self.wait_s
             for request in [request for request in self._open if request.arrived < oldest]:
-                request.answer_rest(_UNAVAILABLE)
+                self._refuse_rest(request)
                 self._reply(request)
 
     def drain(self) -> None:
@@ -148,7 +148,7 @@ class Turns:
     async def _give_up(self, facts: Sequence[Arrival], asked: Sequence[Asked], error: asyncpg.PostgresError) -> None:
         for call in asked:
             _log.warning("reserve refused", call_id=call.call_id, error=type(error).__name__, detail=str(error)[:200])
-            self._answer(call, _INVALID)
+            self._refuse(call, _INVALID)
         if facts:
             await self.announcer.park([unsettled(arrival, "bad_value", str(error)) for arrival in facts])
 
@@ -201,17 +201,27 @@ class Turns:
         for arrival in facts:
             self.announcer.nak(arrival.ack)
         for call in asked:
-            self._answer(call, _UNAVAILABLE)
+            self._refuse(call, _UNAVAILABLE)
 
     # ---- replies to reserves ----------------------------------------------------------------------------------------
 
     def _answer_reserves(self, asked: Sequence[Asked], result: TurnResult) -> None:
         refused = {id(entry.asked): ReserveResult(entry.status, entry.other_call_id) for entry in result.refused}
+        for entry in result.refused:
+            metrics.RESERVES.labels(entry.status).inc()
+        metrics.RESERVES.labels(_RESERVED.status).inc(len(asked) - len(result.refused))
         for call in asked:
             self._answer(call, refused.get(id(call), _RESERVED))
 
-    def _answer(self, call: Asked, result: ReserveResult) -> None:
+    def _refuse(self, call: Asked, result: ReserveResult) -> None:
         metrics.RESERVES.labels(result.status).inc()
+        self._answer(call, result)
+
+    def _refuse_rest(self, request: ReserveRequest) -> None:
+        metrics.RESERVES.labels(_UNAVAILABLE.status).inc(request.missing)
+        request.answer_rest(_UNAVAILABLE)
+
+    def _answer(self, call: Asked, result: ReserveResult) -> None:
         if call.request.answer(call.place, result):
             self._reply(call.request)
 

@@ -68,7 +68,8 @@ class UsageEvents:
     _under_way: dict[int, tuple[str, int, float]] = field(default_factory=dict)
     """Number → account, sequence, when it was sent."""
     _acked: dict[str, list[int]] = field(default_factory=dict)
-    _acked_count: int = 0
+    _stored: int = 0
+    """Acknowledged since the last flush."""
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is under way."""
 
@@ -112,6 +113,8 @@ class UsageEvents:
         Raises:
             asyncpg.PostgresError, OSError, TimeoutError: nothing is forgotten, the next flush repeats it.
         """
+        metrics.USAGE_STORED.inc(self._stored)
+        self._stored = 0
         self._forget_unanswered()
         runs = [(account, *_first_run(sequences)) for account, sequences in self._acked.items()]
         if not runs:
@@ -123,10 +126,8 @@ class UsageEvents:
             left = [sequence for sequence in self._acked.pop(account) if sequence > sent]
             if left:
                 self._acked[account] = left
-        self._acked_count = sum(map(len, self._acked.values()))
-        if self._acked_count > _ACKED_MAX:
+        if sum(map(len, self._acked.values())) > _ACKED_MAX:
             self._acked.clear()
-            self._acked_count = 0
 
     async def catch_up(self) -> int:
         """Publish again what the books have and the bus may not; returns how many events.
@@ -180,7 +181,7 @@ class UsageEvents:
         if sent is None or not payload or b'"error"' in payload:
             return  # the stream is away or full: `catch_up` sends it again
         account, sequence, _ = sent
-        metrics.USAGE_STORED.inc()
+        self._stored += 1
         self._acked.setdefault(account, []).append(sequence)
 
     def _forget_unanswered(self) -> None:
