@@ -79,6 +79,20 @@ async def test_ports_and_passwords_are_the_same_at_the_next_start(tmp_path: Path
     await second.close()
 
 
+async def test_a_first_start_that_was_killed_half_way_is_begun_again(tmp_path: Path) -> None:
+    half_made = tmp_path / "hub" / "postgres" / "data.new"
+    half_made.mkdir(parents=True)
+    (half_made / "PG_VERSION").write_text("18\n")
+    servers = EmbeddedServers(tmp_path / "hub")
+    await servers.open()
+    await servers.start("postgres")
+    connection = await admin_of(servers)
+    assert await connection.fetchval("select 1") == 1
+    await connection.close()
+    await servers.close()
+    assert not half_made.exists()
+
+
 async def test_a_taken_folder_names_its_owner(tmp_path: Path) -> None:
     async with DataFolder(tmp_path):
         with pytest.raises(TakenError, match=rf"another hub runs on .*pid {os.getpid()}"):

@@ -26,6 +26,7 @@ class Console:
         self._json = form == "json"
         self._verbose = verbose
         self._colours: dict[str, str] = {}
+        self._gone = False
 
     def say(self, text: str, *, error: bool = False) -> None:
         """A line of the supervisor itself."""
@@ -33,8 +34,7 @@ class Console:
 
     def plain(self, text: str) -> None:
         """Lines for the person who started it, without a prefix."""
-        self._out.write(f"{text}\n")
-        self._out.flush()
+        self._print(text)
 
     def relay(self, name: str, line: str) -> None:
         """A line that a process wrote."""
@@ -51,14 +51,22 @@ class Console:
 
     def _write(self, name: str, text: str, colour: str = "") -> None:
         if self._json and text.startswith("{"):
-            self._out.write(f"{text}\n")
+            self._print(text)
         elif self._colour:
             own = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
             body = f"\x1b[{colour}m{text}\x1b[0m" if colour else text
-            self._out.write(f"\x1b[{own}m{name:<{_NAME_WIDTH}}\x1b[0m │ {body}\n")
+            self._print(f"\x1b[{own}m{name:<{_NAME_WIDTH}}\x1b[0m │ {body}")
         else:
-            self._out.write(f"{name:<{_NAME_WIDTH}} | {text}\n")
-        self._out.flush()
+            self._print(f"{name:<{_NAME_WIDTH}} | {text}")
+
+    def _print(self, line: str) -> None:
+        if self._gone:
+            return
+        try:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+        except OSError:
+            self._gone = True  # whoever read along has left; the hub goes on without a listener
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ class Keeper:
         self._console = console
         self._on_change = on_change
         self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
         self._last_lines: deque[str] = deque(maxlen=15)
 
     @property
@@ -55,24 +56,40 @@ class Keeper:
 
     async def run(self) -> None:
         """Start, and start again whenever it ends, until `stop`."""
+        try:
+            await self._run()
+        finally:
+            self._ended.set()
+
+    async def _run(self) -> None:
         wait_s = _BACKOFF_FIRST_S
         extra = self._first_env
         while not self._stopping.is_set():
             began = time.monotonic()
-            self.process = await spawn(replace(self.program, env={**self.program.env, **extra}))
+            how = await self._run_once(extra)
             extra = {}
-            self._on_change()
-            await self._relay(self.process)
-            code = await self.process.wait()
-            self._on_change()
             if self._stopping.is_set():
                 return
             if time.monotonic() - began > _HEALTHY_AFTER_S:
                 wait_s = _BACKOFF_FIRST_S
-            self._console.say(f"{self.name} ended ({_how(code)}); starting it again in {wait_s:g} s", error=True)
+            self._console.say(f"{self.name} ended ({how}); starting it again in {wait_s:g} s", error=True)
             await self._pause(wait_s)
             wait_s = min(wait_s * 2, _BACKOFF_MAX_S)
             self.restarts += 1
+
+    async def _run_once(self, extra_env: Mapping[str, str]) -> str:
+        """One process from start to end; returns how it ended."""
+        try:
+            self.process = await spawn(replace(self.program, env={**self.program.env, **extra_env}))
+        except OSError as error:
+            return str(error)  # no memory, no process number: as likely to pass as a crash
+        self._on_change()
+        if self._stopping.is_set():
+            await finish(self.process, self.program.stop_signal, self.program.stop_within_s)
+        await self._relay(self.process)
+        code = await self.process.wait()
+        self._on_change()
+        return _how(code)
 
     async def ready(self, within_s: float) -> None:
         """Wait until the program answers that it is ready.
@@ -90,10 +107,11 @@ class Keeper:
             await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> None:
-        """End the process and start no other."""
+        """End the process and start no other; `run` has returned afterwards."""
         self._stopping.set()
         if self.process is not None:
             await finish(self.process, self.program.stop_signal, self.program.stop_within_s)
+        await self._ended.wait()
 
     def kill(self) -> None:
         """End it at once; PostgreSQL recovers at its next start."""

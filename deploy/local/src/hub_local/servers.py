@@ -211,9 +211,6 @@ def postgres_identity() -> Identity:
     """PostgreSQL refuses to run as root; what works on this machine, tried once."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "same"
-    forced = os.environ.get("HUB_POSTGRES_IDENTITY", "")
-    if forced == "setuid":
-        return "setuid"
     child = Path(__file__).with_name("child.py")
     probe = subprocess.run(  # noqa: S603 - our own file
         [sys.executable, "-I", "-S", str(child), "9", "namespace", str(os.getpid()), "/bin/true"],

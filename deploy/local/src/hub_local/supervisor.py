@@ -4,10 +4,9 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import nats
@@ -45,6 +44,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._killed = False
+        self._failed = False
         self._state: state.HubState | None = None
         self._began = time.monotonic()
 
@@ -79,7 +79,7 @@ class Supervisor:
         starting.cancel()
         stopping.cancel()
         await self._drain()
-        return _KILLED if self._killed else code
+        return _KILLED if self._killed else code or int(self._failed)
 
     def _explain(self, error: BaseException) -> int:
         if not isinstance(
@@ -155,7 +155,7 @@ class Supervisor:
         )
         stream = client.jetstream()
         await provision(stream)
-        self._tasks.append(asyncio.create_task(watchdog(stream)))
+        self._run_along(watchdog(stream))
 
     async def _start_services(self, instances: list[services.Instance], secrets: Credentials, ports: Ports) -> None:
         given = self._environment.get("HUB_BOOTSTRAP_KEY")
@@ -202,7 +202,19 @@ class Supervisor:
 
     def _keep(self, keeper: Keeper) -> None:
         self._keepers[keeper.name] = keeper
-        self._tasks.append(asyncio.create_task(keeper.run()))
+        self._run_along(keeper.run())
+
+    def _run_along(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """A bug in the supervisor itself ends the hub in good order; nothing would restart the part otherwise."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._console.say(f"stopping after a bug: {type(error).__name__}: {error}", error=True)
+            self._failed = True
+            self._stop.set()
 
     def _write_state(self) -> None:
         if self._state is not None:
@@ -220,9 +232,7 @@ class Supervisor:
             await asyncio.gather(*(keeper.stop() for keeper in group))
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._folder.state.unlink(missing_ok=True)
         if self._keepers:
             self._console.say("stopped")
