@@ -1,6 +1,8 @@
 import asyncio
 import io
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from rig.waiting import until
@@ -8,7 +10,7 @@ from rig.waiting import until
 from hub_local.console import Console
 from hub_local.keeper import Keeper, StartError
 from hub_local.programs import Program
-from hub_local.services import armed, inherited
+from hub_local.services import armed, inherited, process_environment
 
 
 def program(script: str, *, answers: bool = True) -> Program:
@@ -88,3 +90,17 @@ def test_failpoints_go_to_the_service_that_they_name() -> None:
     assert armed("metering", env) == {"HUB_FAIL": "metering.after_commit:kill:after=3"}
     assert armed("gateway", env) == {"HUB_FAIL": "gateway.before_reserve:stop"}
     assert armed("janitor", env) == {}
+
+
+def test_the_settings_file_fills_what_the_environment_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hub.env"
+    file.write_text("# ours\nHUB_PORT=9090\nHUB_WELCOME_CREDITS='7.5'\nOPENAI_API_KEY=sk-file\n")
+    monkeypatch.setenv("HUB_ENV_FILE", str(file))
+    monkeypatch.setenv("HUB_PORT", "9191")
+    environment = process_environment()
+    assert environment["HUB_PORT"] == "9191"
+    assert environment["HUB_WELCOME_CREDITS"] == "7.5"
+    assert environment["OPENAI_API_KEY"] == "sk-file"
+    assert "OPENAI_API_KEY" not in os.environ, "only the services' environments get it"
