@@ -17,8 +17,12 @@ _RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder()
 _CHOICES_MAX: Final = 128
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
-_ESCAPED_MODEL: Final = re.compile(rb"\\u006[4cdfCDF5]")
-"""One of the letters of `model`, escaped: the member's name may be spelt so."""
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
+"""A letter of the Latin alphabet, escaped for no need: a member's name may be spelt so."""
+_ONCE: Final = tuple(b'"%b"' % name for name in (
+    b"model", b"messages", b"n", b"max_tokens", b"max_completion_tokens", b"stream", b"stream_options"
+))  # fmt: skip
+"""Members that admission reads. Readers differ in which of two counts: what is held for must be what is asked for."""
 _OPTIONS: Final = b'"stream_options"'
 _ASK_USAGE: Final = b'"stream_options":{"include_usage":true}}'
 
@@ -100,15 +104,15 @@ def with_model(body: bytes, model: str, *, include_usage: bool = False) -> bytes
 
 
 def _only_model(body: bytes) -> re.Match[bytes] | None:
-    """The member `model`, when it can only be that one: its name stands once in the body and nowhere escaped.
+    """The member `model` of a body that can go on as it is, but for that; None when it has to be taken apart.
 
-    The gateway lets no body pass that has no such member, so the name's one place is the member's.
+    The gateway lets no body pass without a model, so where the name stands once, and no name is spelt with escapes,
+    that place is the member's. Members that must not stand twice make a body go apart, in which the last one counts.
     """
-    if body.count(b'"model"') != 1 or not body.endswith((b"}", b"}\n")):
+    if not body.endswith((b"}", b"}\n")) or (b"\\u00" in body and _ESCAPED_LETTER.search(body)):
         return None
-    if b"\\u006" in body and _ESCAPED_MODEL.search(body):
-        return None
-    return _MODEL.search(body)
+    counts = [body.count(name) for name in _ONCE]
+    return _MODEL.search(body) if counts[0] == 1 and max(counts) == 1 else None
 
 
 def with_object(body: bytes, name: str, value: bytes) -> tuple[bytes, int]:

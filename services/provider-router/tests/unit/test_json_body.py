@@ -40,6 +40,9 @@ def test_usage_is_asked_for_at_the_end_of_a_body() -> None:
         b'{"a":{"model":"n"},"model":"x"}',
         rb'{"a":"\"model\":\"n\"","model":"x"}',
         rb'{"model":"\"x"}',
+        rb'{"model":"x","n":1,"\u006e":2}',
+        b'{"max_tokens":100000,"model":"x","max_tokens":1}',
+        b'{"stream":false,"model":"x","stream":true}',
     ],
 )
 def test_the_models_name_is_the_member_and_nothing_that_looks_like_it(body: bytes) -> None:
@@ -48,6 +51,10 @@ def test_the_models_name_is_the_member_and_nothing_that_looks_like_it(body: byte
     assert json.loads(json_body.with_model(body, "y", include_usage=True)) == expected | {
         "stream_options": {"include_usage": True}
     }
+
+
+def test_what_admission_reads_never_stands_twice() -> None:
+    assert json_body.with_model(b'{"n":9,"model":"x","n":1}', "y") == b'{"n":1,"model":"y"}'
 
 
 def test_a_body_taken_apart_keeps_members_and_their_places() -> None:
