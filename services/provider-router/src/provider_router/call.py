@@ -14,7 +14,7 @@ from contracts.events import Outcome
 from contracts.money import ZERO, to_text
 from contracts.rpc import metering
 from contracts.subjects import rpc
-from contracts.usage import Candidate
+from contracts.usage import Candidate, UsageSource
 from provider_router import metrics, signing
 from provider_router.adapters.adapter import Adapter, Ending, Translation
 from provider_router.connection import (
@@ -205,8 +205,12 @@ def _extend(call: RunningCall, router: Router, amount: str) -> None:
 
 
 async def _cover(call: RunningCall, router: Router, ending: Ending) -> None:
-    """Raise the hold to what the answer costs, when it used more than was foreseen; what is refused is overrun."""
-    missing = call.hold.missing(ending.usage) if ending.usage is not None else ZERO
+    """Raise the hold to what the answer costs, when it used more than was foreseen; what is refused is overrun.
+
+    Not for figures that are out of bounds: a provider's lie costs its caller no more than the hold.
+    """
+    usage = ending.usage
+    missing = ZERO if usage is None or usage.source is UsageSource.ESTIMATED else call.hold.missing(usage)
     if missing == ZERO:
         return
     request = metering.ExtendHold(call.header.call_id, call.header.epoch, call.header.account, to_text(missing))
