@@ -1,9 +1,9 @@
 """The hub of the journeys, its providers, and the people who call it."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from runtime.bus import Bus
 
 MOUNTS = ("/v1", "/api/v2")
 """Where OpenAI's API stands."""
-POOLED = "pooled-model"
-"""A bare name that providers `first` and `second` list."""
+POOLS = 24
+"""Pairs of providers that list one bare name; a test takes its own, so that no cool-down is left from another."""
 CLAUDE = "anthropic/claude-sonnet-4-5"
 SECRET = "sk-the-hubs-own-key-at-the-provider-0123456789"
 LATE_S = 2.0
@@ -113,6 +113,11 @@ class System:
     bus: Bus
     """As an operator."""
     http: httpx2.AsyncClient
+    _pools: Iterator[int] = field(default_factory=lambda: iter(range(POOLS)))
+
+    def pooled_model(self) -> str:
+        """A bare name that `first` and `second` serve, under provider names that nobody has used yet."""
+        return f"pooled-{next(self._pools)}"
 
     @property
     def providers(self) -> tuple[FakeProvider, ...]:
@@ -138,7 +143,9 @@ class System:
         await rpc.ask(self.bus, catalog.SERVICE, catalog.RATES_SET, request, catalog.RateView)
 
 
-def environment(openai: FakeProvider, anthropic: FakeProvider, **pool: FakeProvider) -> dict[str, str]:
+def environment(
+    openai: FakeProvider, anthropic: FakeProvider, first: FakeProvider, second: FakeProvider
+) -> dict[str, str]:
     """Settings under which the hub knows these providers."""
     env = {
         "OPENAI_API_KEY": SECRET,
@@ -150,8 +157,9 @@ def environment(openai: FakeProvider, anthropic: FakeProvider, **pool: FakeProvi
         "HUB_BODY_TIMEOUT_S": str(LATE_S),
         "HUB_HEADER_TIMEOUT_S": str(LATE_S),
     }
-    for name, provider in pool.items():
-        env |= provider.env(name, models=POOLED, key=SECRET)
+    for number in range(POOLS):
+        env |= first.env(f"first{number}", models=f"pooled-{number}", key=SECRET)
+        env |= second.env(f"second{number}", models=f"pooled-{number}", key=SECRET)
     return env
 
 
@@ -164,14 +172,14 @@ async def running(
         openai, anthropic, first, second = [await FakeProvider().start() for _ in range(4)]
         for provider in (openai, anthropic, first, second):
             stack.push_async_callback(provider.close)
-        known = environment(openai, anthropic, first=first, second=second)
+        known = environment(openai, anthropic, first, second)
         hub = await started(root, template, counts=counts or {ROUTER: 2}, env={**known, **(env or {})})
         stack.push_async_callback(hub.close)
         bus = await hub.connect()
         stack.push_async_callback(bus.close)
         http = await stack.enter_async_context(httpx2.AsyncClient(base_url=hub.url, timeout=30))
         system = System(hub, openai, anthropic, first, second, bus, http)
-        for pattern in ("openai/gpt-4o", CLAUDE, f"first/{POOLED}", f"second/{POOLED}"):
+        for pattern in ("openai/gpt-4o", CLAUDE, "*/pooled-*"):
             await system.set_rate(pattern, "0.001", "0.002")
         await _priced(system)
         yield system
@@ -182,7 +190,7 @@ async def _priced(system: System) -> None:
     caller = await system.caller("0")
 
     async def look() -> bool:
-        model = (await caller.get("/v1/models/second/pooled-model")).json()
+        model = (await caller.get("/v1/models/second0/pooled-0")).json()
         return model.get("input_credits_per_token") == "0.001"
 
     await until(look, what="the gateway knows the prices")

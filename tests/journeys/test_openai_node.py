@@ -144,7 +144,7 @@ async def test_node_sends_images_choices_and_unknown_fields(system: System, v1: 
 
 async def test_node_lists_and_looks_up_models(sdk: Sdk) -> None:
     printed = await sdk.run("models")
-    assert {"demo/echo", "first/pooled-model"} <= set(printed["ids"])
+    assert {"demo/echo", "first0/pooled-0"} <= set(printed["ids"])
     assert (printed["one"]["id"], printed["one"]["owned_by"]) == ("openai/gpt-4o", "openai")
 
 

@@ -254,7 +254,7 @@ async def test_models_are_listed_and_looked_up(caller: Caller, base_url: str) ->
         one = await client.models.retrieve("openai/gpt-4o")
         with pytest.raises(openai.NotFoundError) as missing:
             await client.models.retrieve("nobody/nothing")
-    assert {"demo/echo", "first/pooled-model", "second/pooled-model"} <= set(names)
+    assert {"demo/echo", "first0/pooled-0", "second0/pooled-0"} <= set(names)
     assert (one.id, one.owned_by, one.object) == ("openai/gpt-4o", "openai", "model")
     assert (one.model_extra or {})["input_credits_per_token"] == "0.001"
     assert missing.value.code == "model_not_found"

@@ -20,7 +20,7 @@ from journeys.system import CLAUDE, SECRET, Caller, System
 ASK = [{"role": "user", "content": "Say hello."}]
 ODD = (
     rb'"x_float": 1.0 ,"x_big":1e400, "x_long":123456789012345678901234567890,"x_null":null,'
-    rb'"x_escaped":"\u00fc \/ \ud83d\ude00 \u0041","x_utf8":"' + "ü😀".encode() + rb'",'
+    rb'"x_escaped":"\u00fc \/ \ud83d\ude00 \u003c","x_utf8":"' + "ü😀".encode() + rb'",'
     rb'"x_nested":{"b":1.50,"a":[1E5,-0,{"z":null,"y":0.10}]}, "x_empty":{}'
 )
 """Everything that a JSON library would write otherwise."""
@@ -51,7 +51,7 @@ async def called(caller: Caller, response: httpx2.Response) -> dict[str, Any]:
     "body",
     [
         b'{"model":"openai/gpt-4o","messages":[{"role":"user","content":"hi"}],%b}' % ODD,
-        b'{ %b,\n  "messages" : [ {"content":"h\\u0069", "role":"user"} ] ,\r\n\t"model"  :  "openai/gpt-4o" }\n' % ODD,
+        b'{ %b,\n  "messages" : [ {"content":"h\\u00ef", "role":"user"} ] ,\r\n\t"model"  :  "openai/gpt-4o" }\n' % ODD,
         b'{"x_\\u00fcnder":1,"messages":[{"role":"user","content":"\\"model\\": no"}],"model":"openai/gpt-4o"}',
     ],
     ids=["compact", "spaced", "escaped names"],
@@ -60,6 +60,25 @@ async def test_a_request_keeps_its_bytes_but_for_the_models_name(system: System,
     response = await caller.post(body)
     assert response.status_code == 200, response.text
     assert system.openai.journal[0].body == body.replace(b'"openai/gpt-4o"', b'"gpt-4o"')
+
+
+async def test_a_name_that_is_spelt_with_escapes_is_the_models_too(system: System, caller: Caller) -> None:
+    """Such a body is taken apart: its values keep their bytes, its blanks go."""
+    body = rb'{ "mod\u0065l" : "openai/gpt-4o" , "x":{"model":"openai/gpt-4o", "a":1.0}, "messages":[{"role":"user"}]}'
+    assert (await caller.post(body)).status_code == 200
+    sent = system.openai.journal[0].body
+    assert sent == b'{"model":"gpt-4o","x":{"model":"openai/gpt-4o", "a":1.0},"messages":[{"role":"user"}]}'
+
+
+async def test_of_limits_given_twice_the_provider_gets_the_one_that_was_held_for(
+    system: System, caller: Caller
+) -> None:
+    text = json.dumps(chat())[:-1]
+    response = await caller.post(f'{text},"max_tokens":100000,"max_tokens":3}}'.encode())
+    view = await called(caller, response)
+    assert Decimal(view["hold"]) < 1
+    assert system.openai.journal[0].body.count(b"max_tokens") == 1
+    assert json.loads(system.openai.journal[0].body)["max_tokens"] == 3
 
 
 async def test_a_streams_request_asks_for_usage_and_keeps_everything_else(system: System, caller: Caller) -> None:
