@@ -62,6 +62,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
             settings.reserves_max,
         )
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
+        bus.after_reconnect(leases.interrupted)
         await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)

@@ -4,6 +4,7 @@ Source: settle protocol, steps 1, 6 and 12.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -52,6 +53,8 @@ select (select count(*) from renewed) as renewed, (
 ) as ended
 """
 
+_GRACE_MAX_S: Final = 10.0
+"""Two renewals of a router at its slowest."""
 _SCAN_STEP_MS: Final = 3_600_000
 _OVERLAP_MS: Final = 20_000
 """Longer than a reserve may take from the making of its id to its commit, unless it is listed in `skewed_call`."""
@@ -100,11 +103,17 @@ class Leases:
     lease: timedelta
     wait_s: float
     """Longest wait for the database."""
+    _interrupted_at: float = field(default_factory=time.monotonic)
+    """When renewals may have gone unheard for the last time: our start, a database or a bus that was away."""
     _open: set[str] = field(default_factory=set)
     """Calls seen open by a scan and not yet seen terminal."""
     _scanned_ms: int | None = None
     _marked_at: float = 0.0
     _scanning: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def interrupted(self) -> None:
+        """Renewals may have gone unheard until now: leases that ended meanwhile say nothing about their routers yet."""
+        self._interrupted_at = time.monotonic()
 
     async def extend(self, payload: bytes) -> ExtendReply:
         """Raise a hold; refused once the call is no longer processing under this epoch.
@@ -143,6 +152,7 @@ class Leases:
                     _RENEW_SQL, [call[0] for call in calls], [call[1] for call in calls], self.lease, request.router
                 )
         except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
+            self.interrupted()
             _log.warning("renew failed", calls=len(calls), error=type(error).__name__)
             return RenewReply(0, ())
         assert row is not None  # noqa: S101 - an aggregate gives one row
@@ -155,15 +165,20 @@ class Leases:
         from where the last one ended, and what was open there is remembered by id. A new process begins at the mark
         in the database.
 
+        After an interruption nothing counts as stale until every living router has had time to renew: an outage
+        longer than a lease would otherwise close all calls that go on.
+
         Raises:
             asyncpg.PostgresError, OSError, TimeoutError: ask again later.
         """
-        async with self._scanning:
-            await self._scan()
-            rows = await self.pool.fetch(_OPEN, list(self._open))
-            self._open = {str(row["id"]) for row in rows}
-            await self._move_mark()
+        try:
+            rows = await self._open_calls()
+        except (*UNKNOWN_OUTCOME, asyncpg.PostgresError):
+            self.interrupted()
+            raise
         oldest: datetime | None = min((row["created_at"] for row in rows), default=None)
+        grace_s = min(_GRACE_MAX_S, self.lease.total_seconds() / 2)
+        heard = time.monotonic() - self._interrupted_at >= grace_s
         return StaleReply(
             calls=tuple(
                 StaleCall(
@@ -174,10 +189,18 @@ class Leases:
                     trace_id=row["trace_id"],
                 )
                 for row in rows
-                if row["ended"]
+                if row["ended"] and heard
             )[: request.limit],
             oldest_open_at=None if oldest is None else iso_ms(oldest),
         )
+
+    async def _open_calls(self) -> "list[asyncpg.Record]":
+        async with self._scanning:
+            await self._scan()
+            rows = await self.pool.fetch(_OPEN, list(self._open))
+            self._open = {str(row["id"]) for row in rows}
+            await self._move_mark()
+        return rows
 
     async def _scan(self) -> None:
         end: int = await self.pool.fetchval(_NOW_MS) - int(self.lease.total_seconds() * 1000)
