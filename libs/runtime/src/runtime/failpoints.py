@@ -81,4 +81,4 @@ def hit_written(name: str) -> None:
     """
     if _points:
         loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, hit, name)  # the first turn hands it to the transport, the second finds it written
+        loop.call_soon(loop.call_soon, hit, name)  # the first turn hands it to the transport, the second has it out

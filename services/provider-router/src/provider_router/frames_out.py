@@ -7,6 +7,7 @@ import structlog
 from nats.errors import Error as NatsError
 
 from contracts import frames, subjects
+from runtime import failpoints
 from runtime.bus import Bus
 
 _log = structlog.get_logger("frames")
@@ -47,6 +48,7 @@ class FramesOut:
         parts = self._waiting[gateway]
         if parts:
             try:
+                failpoints.hit("provider_router.before_frames")
                 self._bus.send(subjects.inbox_frames(gateway), b"".join(parts))
-            except NatsError as error:  # the gateway notices the gap, the client gets an error
+            except (NatsError, ConnectionError) as error:  # the gateway notices the gap, the client gets an error
                 _log.warning("frames not sent", gateway=gateway, error=type(error).__name__)
