@@ -8,13 +8,13 @@ from functools import partial
 
 import asyncpg
 import uvicorn
+from fastapi import FastAPI
 
 from contracts.subjects import inbox_prefix
 from gateway import metrics, rpc
 from gateway.admission.prices import Prices
 from gateway.admission.reserve import Reserver
-from gateway.api.front import Front
-from gateway.api.openai import ChatRoute
+from gateway.api.exchange import Chat
 from gateway.api.routes import build
 from gateway.api.services import Services
 from gateway.auth.principals import Principals
@@ -34,6 +34,7 @@ from runtime.telemetry import Tracing
 
 SERVICE = "gateway"
 _GAUGE_S = 1.0
+_KEEP_ALIVE_S = 75
 
 
 @asynccontextmanager
@@ -77,7 +78,12 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             await stack.enter_async_context(background(name, work))
 
         async def ready() -> dict[str, bool]:
-            return {"nats": bus.is_connected, "postgres": await _answers(pool), "prices": prices.ready}
+            return {
+                "nats": bus.is_connected,
+                "postgres": await _answers(pool),
+                "prices": prices.ready,
+                "owner": principals.is_established,
+            }
 
         services = Services(
             principals=principals,
@@ -90,15 +96,15 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         rest = build(services, settings.mount_path)
         if tracing.enabled:
             tracing.instrument(rest)
-        chat = ChatRoute(settings, process, principals, prices, reserver, dispatcher, tracing)
+        chat = Chat(settings, process, principals, prices, reserver, dispatcher, tracing)
         await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
-        await stack.enter_async_context(_http(Front(chat, rest, settings.mount_path), settings))
+        await stack.enter_async_context(_http(rest, chat, settings))
         yield
         await principals.flush_used()
 
 
 @asynccontextmanager
-async def _http(app: Front, settings: Settings) -> AsyncIterator[None]:
+async def _http(rest: FastAPI, chat: Chat, settings: Settings) -> AsyncIterator[None]:
     """Serve HTTP while the block runs; then stop listening and let open requests end.
 
     Raises:
@@ -110,10 +116,10 @@ async def _http(app: Front, settings: Settings) -> AsyncIterator[None]:
         head_timeout_s=settings.header_timeout_s,
     )
     config = uvicorn.Config(
-        app,
+        rest,
         host=settings.host,
         port=settings.port,
-        http=limited(limits),
+        http=limited(limits, chat, settings.mount_path),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -121,6 +127,7 @@ async def _http(app: Front, settings: Settings) -> AsyncIterator[None]:
         proxy_headers=False,
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=4096,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())  # noqa: SLF001 - serve() would take the process' signals

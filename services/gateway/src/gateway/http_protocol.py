@@ -16,11 +16,9 @@ from uvicorn.server import ServerState
 
 from contracts.errors import ErrorCode, HubError
 from gateway.api import errors
+from gateway.api.dialects import Dialects
+from gateway.api.exchange import Chat, ChatExchange
 
-ON_DISCONNECT: Final = "hub.on_disconnect"
-"""Key in the ASGI scope of a function to call when the client leaves before its answer is complete."""
-ABORT: Final = "hub.abort"
-"""Key in the ASGI scope of a function that drops the connection: for a client that takes no byte for too long."""
 _LINGER_S: Final = 1.0
 _HEADER_OVERHEAD: Final = 4
 """Colon, blank and line end of a header line."""
@@ -42,15 +40,17 @@ class _RefusedError(Exception):
     """Raised inside the parser's callbacks, to stop it."""
 
 
-def limited(limits: Limits) -> type["LimitedProtocol"]:
-    """The protocol class for `uvicorn.Config(http=…)`."""
-    return type("Limited", (LimitedProtocol,), {"limits": limits})
+def limited(limits: Limits, chat: Chat | None = None, mount_path: str = "") -> type["LimitedProtocol"]:
+    """The protocol class for `uvicorn.Config(http=…)`: chat requests go to exchanges, all else to the application."""
+    return type("Limited", (LimitedProtocol,), {"limits": limits, "chat": chat, "dialects": Dialects(mount_path)})
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 over httptools, bounded; tells the scope's `ON_DISCONNECT` when its client leaves."""
+    """HTTP/1.1 over httptools, bounded; serves chat by exchanges and the rest by the ASGI application."""
 
     limits: ClassVar[Limits] = Limits()
+    chat: ClassVar[Chat | None] = None
+    dialects: ClassVar[Dialects] = Dialects("")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal: HubError | None = None
-        self._serving: RequestResponseCycle | None = None
+        self._serving: RequestResponseCycle | ChatExchange | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,11 +80,11 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if serving is None or serving.response_complete:
             return
-        serving.disconnected = True
-        serving.message_event.set()
-        on_disconnect = serving.scope.get(ON_DISCONNECT)
-        if on_disconnect is not None:
-            on_disconnect()  # type: ignore[operator]
+        if isinstance(serving, ChatExchange):
+            serving.client_left()
+        else:
+            serving.disconnected = True
+            serving.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._linger_timer is not None:
@@ -99,6 +99,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(self._refusal or bad)
             return
         if not self._in_head:
+            if isinstance(self.cycle, ChatExchange) and self.cycle.more_body:
+                self.cycle.await_body()
             return
         # A name or value that never ends reaches no callback; the bytes read so far bound it.
         self._head_read += len(data)
@@ -108,7 +110,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._arm()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head = True
         self._head_read = self._head_size = 0
 
@@ -131,7 +135,67 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_read = 0
         self._disarm()
+        if self.chat is not None and self.dialects.choose(self.parser.get_method(), self.url.partition(b"?")[0]):
+            self._begin_chat(self.chat)
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the ASGI scope, which chat does without
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
         super().on_headers_complete()
+
+    def _begin_chat(self, chat: Chat) -> None:
+        version = self.parser.get_http_version()
+        exchange = ChatExchange(
+            chat,
+            self,
+            self.headers,
+            http_version=version,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            expect_continue=self.expect_100_continue,
+        )
+        earlier = self.cycle
+        self.cycle = exchange  # type: ignore[assignment]
+        if earlier is None or earlier.response_complete:
+            self._serving = exchange
+            exchange.start()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.cycle
+        if not isinstance(exchange, ChatExchange):
+            super().on_body(body)
+        elif not exchange.response_complete:
+            exchange.take_body(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self.cycle
+        if not isinstance(exchange, ChatExchange):
+            super().on_message_complete()
+        elif not exchange.response_complete:
+            exchange.body_complete(started=exchange is self._serving)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if isinstance(self._serving, ChatExchange):
+            self._serving.paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if isinstance(self._serving, ChatExchange):
+            self._serving.resumed()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer, such as `date`."""
+        return self.server_state.default_headers
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether the client takes less than we send."""
+        return self.flow.write_paused
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -143,8 +207,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
-        cycle.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
-        super()._start_asgi_task(cycle, app)
+        if isinstance(cycle, ChatExchange):  # one that was pipelined
+            cycle.start()
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def _arm(self) -> None:
         if self._head_timer is None:

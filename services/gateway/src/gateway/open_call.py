@@ -1,6 +1,5 @@
 """One call as the gateway sees it, from admission to its last byte."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ class Stage(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class OpenCall:
-    """A call that somebody waits for. Callbacks of the bus change it, the ASGI callable reads it."""
+    """A call that somebody waits for. Callbacks of the bus change it, the exchange with the client reads it."""
 
     header: DispatchHeader
     body: bytes
@@ -50,8 +49,9 @@ class OpenCall:
     """Monotonic time since which a write waits for the client."""
     abort: Callable[[], None] | None = None
     """Drops the client's connection."""
+    on_change: Callable[[], None] | None = None
+    """Hears of every change."""
     started: float = field(default_factory=time.monotonic)
-    _waiter: asyncio.Future[None] | None = None
 
     @property
     def call_id(self) -> str:
@@ -60,21 +60,13 @@ class OpenCall:
 
     @property
     def ready(self) -> bool:
-        """Whether the answer may be finished: the tail is here and the books are closed."""
-        return self.held is not None and self.settled is not None
+        """Whether the answer may be finished: the tail is here, the books are closed, and nothing failed."""
+        return self.held is not None and self.settled is not None and self.error is None
 
     def wake(self) -> None:
-        """Something changed."""
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def changed(self) -> None:
-        """Wait for the next `wake`."""
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
-        await waiter
+        """Something changed that the client's side must look at."""
+        if self.on_change is not None:
+            self.on_change()
 
     def fail(self, error: HubError) -> None:
         """The caller gets an error instead of (the rest of) an answer; the first one counts."""

@@ -7,7 +7,7 @@ from contracts.errors import ErrorCode
 from contracts.ids import new_call_id
 from contracts.rpc.metering import AttemptView, CallView
 from gateway.api import routes
-from gateway.api.front import CHAT_PATHS
+from gateway.api.dialects import CHAT_PATHS
 
 PATHS_WITH_KEY = [route.path for route in routes.ROUTES if route.role is not None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway.http_protocol import ON_DISCONNECT, Limits, limited
+from gateway.http_protocol import Limits, limited
 
 LIMITS = Limits(headers=10, header_bytes=2000, url_bytes=500, head_timeout_s=0.3)
 Raw = Callable[..., Awaitable[bytes]]
@@ -29,21 +29,26 @@ class App:
         path = scope["path"]
         self.served.append(path)
 
-        def on_disconnect() -> None:
-            self.left.append(path)
-            self.gone.set()
-
-        scope[ON_DISCONNECT] = on_disconnect
         if path != "/early":
             while (await receive()).get("more_body"):
                 pass
         self.started.set()
-        if path == "/slow":
-            await self.go_on.wait()
+        if path == "/slow" and await self._left_meanwhile(receive):
+            self.left.append(path)
+            self.gone.set()
+            return
         body = path.encode()
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _left_meanwhile(self, receive: Any) -> bool:
+        """Wait for the test or for the client's leaving, whichever comes first."""
+        leaving, going_on = asyncio.ensure_future(receive()), asyncio.ensure_future(self.go_on.wait())
+        await asyncio.wait([leaving, going_on], return_when=asyncio.FIRST_COMPLETED)
+        going_on.cancel()
+        leaving.cancel()
+        return leaving.done() and not leaving.cancelled() and leaving.result()["type"] == "http.disconnect"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every path of the HTTP surface: who serves it, which role it needs, in which shape its errors come.
 
-The chat paths are served by `gateway.api.openai` before this application is asked; here they are only described.
+The chat paths are served by `gateway.api.exchange` before this application is asked; here they are only described.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
 from gateway.api import calls, errors, models, status, user
+from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
-from gateway.api.front import CHAT_PATHS
 from gateway.api.services import SERVICES, Services, needs
 
 Shape = Literal["openai", "admin"]
