@@ -20,6 +20,8 @@ def _random(size: int) -> int:
     value = int.from_bytes(_pool[_pool_at : _pool_at + size], "big")
     _pool_at += size
     return value
+
+
 _CALL_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 

@@ -29,7 +29,8 @@ class ConsumerSpec:
     stream: str
     durable: str
     filter_subjects: tuple[str, ...]
-    ack_wait_s: int = 30
+    ack_wait_s: int = 5
+    """Longer than a turn; short, so that facts of a killed process come to another while clients still wait."""
     max_ack_pending: int = 8192
 
 

@@ -6,13 +6,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from contracts.subjects import inbox_prefix
 from provider_router import rpc
 from provider_router.adapters.registry import ADAPTERS
-from provider_router.connection import Deadlines
 from provider_router.demo_upstream import DemoUpstream
 from provider_router.frames_out import FramesOut
 from provider_router.intake import Intake
 from provider_router.outcome import Outcomes
 from provider_router.running import Router
 from provider_router.settings import Settings
+from provider_router.transport import Deadlines
 from provider_router.upstream import Upstream
 from runtime.bus import opened
 from runtime.liveness import ops_port

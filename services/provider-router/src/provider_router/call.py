@@ -17,7 +17,10 @@ from contracts.subjects import rpc
 from contracts.usage import Candidate, UsageSource
 from provider_router import metrics, signing
 from provider_router.adapters.adapter import Adapter, Ending, Translation
-from provider_router.connection import (
+from provider_router.ending import complete, counted, end_early, fail, partial_usage, record
+from provider_router.routing import failover
+from provider_router.running import Router, RunningCall, ms_since
+from provider_router.transport import (
     ClosedEarlyError,
     Deadlines,
     InvalidRequestError,
@@ -27,9 +30,6 @@ from provider_router.connection import (
     TooLargeError,
     UpstreamError,
 )
-from provider_router.ending import complete, counted, end_early, fail, partial_usage, record
-from provider_router.routing import failover
-from provider_router.running import Router, RunningCall, ms_since
 from runtime import failpoints
 from runtime.bus import no_responders
 from runtime.telemetry import CallSpan, read_traceparent
@@ -165,6 +165,7 @@ async def _relay_stream(
             failpoints.hit("provider_router.mid_stream")
         if call.exhausted:
             return _cut_short(call, translation)
+    answer.finish()
     ending = translation.end()
     if ending.usage is None:
         ending = translation.with_usage(ending, counted(call, translation.delivered_text()))

@@ -13,30 +13,11 @@ import httptools
 from provider_router.response import HttpResponse
 from provider_router.transport import (
     ClosedEarlyError,
-    ConnectError,
     Deadlines,
-    InvalidRequestError,
     MalformedError,
-    Phase,
-    Response,
-    TimedOutError,
     TooLargeError,
     UpstreamError,
 )
-
-__all__ = [
-    "ClosedEarlyError",
-    "ConnectError",
-    "Connection",
-    "Deadlines",
-    "InvalidRequestError",
-    "MalformedError",
-    "Phase",
-    "Response",
-    "TimedOutError",
-    "TooLargeError",
-    "UpstreamError",
-]
 
 HEADERS_MAX: Final = 128
 HEADER_BYTES_MAX: Final = 65_536

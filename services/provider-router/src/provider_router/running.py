@@ -14,12 +14,11 @@ from contracts.errors import ErrorCode
 from contracts.usage import Candidate
 from provider_router.adapters.adapter import Adapter, Translation
 from provider_router.catalog.providers import Provider
-from provider_router.connection import Deadlines, Response
 from provider_router.frames_out import FramesOut
 from provider_router.holds import HoldMeter
 from provider_router.outcome import Outcomes
 from provider_router.routing.circuit import Routing
-from provider_router.upstream import Opener
+from provider_router.transport import Deadlines, Opener, Response
 from runtime.bus import Bus
 from runtime.telemetry import Tracing
 

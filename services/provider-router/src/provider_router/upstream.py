@@ -19,13 +19,10 @@ from provider_router.transport import (
     ConnectError,
     Deadlines,
     InvalidRequestError,
-    Opener,
     Phase,
     Response,
     TimedOutError,
 )
-
-__all__ = ["Opener", "Upstream"]
 
 IDLE_S: Final = 15.0
 """An unused connection is closed after this; common servers keep theirs for longer."""
