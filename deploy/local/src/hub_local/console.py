@@ -9,6 +9,7 @@ _LEVEL_COLOURS: Final = {"warning": "33", "error": "31", "critical": "31"}
 _NOISE: Final = (
     "LOG:", "NOTICE:", "[INF]", "[DBG]", "HINT:", "STATEMENT:", "DETAIL:", "CONTEXT:",
     "Plaintext passwords detected",  # in a file that only its owner reads, beside the same passwords
+    "failed to be ready for connections",  # our own question whether it is ready
     "the database system is starting up",  # our own question whether it is ready
     "the database system is shutting down",
 )  # fmt: skip

@@ -13,8 +13,8 @@ import nats
 import nats.errors
 import structlog
 
-from contracts.permissions import GATEWAY, PROVISIONER
-from hub_local import credentials, first_key, migrate, services, state
+from contracts.permissions import GATEWAY, OPERATOR, PROVISIONER
+from hub_local import credentials, first_key, migrate, services, state, welcome
 from hub_local.console import Console
 from hub_local.credentials import ADMIN, DATABASE, Credentials
 from hub_local.folder import DataFolder, TakenError, is_free
@@ -28,6 +28,7 @@ TAKEN: Final = 75
 """Exit code when the folder or a port belongs to somebody else."""
 _SERVERS_WITHIN_S: Final = 60.0
 _SERVICES_WITHIN_S: Final = 60.0
+_WELCOME_WITHIN_S: Final = 15.0
 _KILLED: Final = 130
 
 
@@ -171,12 +172,21 @@ class Supervisor:
             self._services[instance.service].append(keeper)
             self._keep(keeper)
         await asyncio.gather(*(self._report_ready(self._keepers[program.name]) for program in programs))
+        if first_key.is_due(self._folder) and self._is_welcome_due():
+            url = secrets.nats_url(OPERATOR, ports.nats)
+            if not await welcome.arrived(url, _WELCOME_WITHIN_S):
+                self._console.say("the owner's welcome credits are still on their way", error=True)
         if made is not None:
             for keeper in self._services[GATEWAY]:
                 left = {name: value for name, value in keeper.program.env.items() if name != "HUB_BOOTSTRAP_KEY"}
                 keeper.use_from_now_on(replace(keeper.program, env=left))
         self._announce(instances, made)
         first_key.was_shown(self._folder)
+
+    def _is_welcome_due(self) -> bool:
+        if self._environment.get("HUB_BILLING") == "off":
+            return False
+        return self._environment.get("HUB_WELCOME_CREDITS", "100").strip("0.") != ""
 
     async def _report_ready(self, keeper: Keeper) -> None:
         await keeper.ready(_SERVICES_WITHIN_S)
