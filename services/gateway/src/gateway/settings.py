@@ -28,6 +28,9 @@ class Settings(DatabaseSettings):
     unpriced: Literal["refuse", "free"] = Field(
         "refuse", description="Models without a price while billing is on: refused, or served for nothing."
     )
+    default_model: str = Field(
+        "openai/gpt-5-mini", min_length=1, description="Model of a chat request that names none."
+    )
     hold_output_tokens: int = Field(
         4096, gt=0, le=10_000_000, description="Output tokens held per answer at first; the hold grows while one runs."
     )

@@ -44,7 +44,8 @@ def admit(
     Raises:
         HubError: `model_not_found`, `model_unpriced`, or the catalogue is away.
     """
-    candidates = prices.resolve(peek.model)
+    model = peek.model or settings.default_model
+    candidates = prices.resolve(model)
     # A stream's hold grows while it runs; a whole answer shows nothing until its end, so its limit is held at once.
     output_slice = settings.hold_output_tokens
     if peek.max_output_tokens is not None and not peek.stream:
@@ -57,7 +58,7 @@ def admit(
         hold=hold,
         kind=CallKind.CHAT,
         dialect="openai",
-        model=peek.model,
+        model=model,
         stream=peek.stream,
         candidates=candidates,
         ttl_s=settings.call_ttl_s,

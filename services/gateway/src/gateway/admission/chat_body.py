@@ -63,8 +63,8 @@ class _StreamOptions(msgspec.Struct, gc=False):
 
 
 class Body(msgspec.Struct, gc=False):
-    model: Annotated[str, Meta(min_length=1, max_length=MODEL_CHARS_MAX)]
     messages: Annotated[list[_Message], Meta(min_length=1)]
+    model: Annotated[str, Meta(max_length=MODEL_CHARS_MAX)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: _Tokens | None = None

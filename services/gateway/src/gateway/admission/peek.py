@@ -21,6 +21,7 @@ class Peek(NamedTuple):
     """What admission and dispatch need of a body."""
 
     model: str
+    """As the client names it; empty = the default model."""
     stream: bool
     include_usage: bool
     """Whether the client asked for the usage chunk of a stream."""
@@ -94,7 +95,7 @@ def peek(body: bytes) -> Peek:
             inline += size
     options = read.stream_options
     return Peek(
-        read.model,
+        read.model or "",
         read.stream is True,
         options is not None and options.include_usage is True,
         read.n or 1,
