@@ -177,20 +177,20 @@ async def running(
         stack.push_async_callback(hub.close)
         bus = await hub.connect()
         stack.push_async_callback(bus.close)
-        http = await stack.enter_async_context(httpx2.AsyncClient(base_url=hub.url, timeout=30))
+        http = await stack.enter_async_context(httpx2.AsyncClient(base_url=hub.url, timeout=30, trust_env=False))
         system = System(hub, openai, anthropic, first, second, bus, http)
         for pattern in ("openai/gpt-4o", CLAUDE, "*/pooled-*"):
             await system.set_rate(pattern, "0.001", "0.002")
-        await _priced(system)
+        await _priced(system, "0" if (env or {}).get("HUB_BILLING") == "off" else "0.001")
         yield system
 
 
-async def _priced(system: System) -> None:
+async def _priced(system: System, rate_in: str) -> None:
     """Wait until the gateway serves these prices."""
     caller = await system.caller("0")
 
     async def look() -> bool:
         model = (await caller.get("/v1/models/second0/pooled-0")).json()
-        return model.get("input_credits_per_token") == "0.001"
+        return model.get("input_credits_per_token") == rate_in
 
     await until(look, what="the gateway knows the prices")
