@@ -57,12 +57,14 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
             store,
             Announcer(bus, pull, store),
             usage.publish,
+            usage.catch_up_soon,
             settings.turn_max,
             settings.reserve_wait_s,
             settings.reserves_max,
         )
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
         bus.after_reconnect(leases.interrupted)
+        bus.after_reconnect(usage.catch_up_soon)
         await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)

@@ -42,6 +42,8 @@ class Turns:
     store: TurnStore
     announcer: Announcer
     publish_usage: Callable[[TurnResult], None]
+    usage_in_doubt: Callable[[], None]
+    """A turn may have settled calls of which we know nothing."""
     turn_max: int
     wait_s: float
     """Reserves that wait longer are answered `unavailable`."""

@@ -32,6 +32,8 @@ _ENCODE: Final = msgspec.json.Encoder().encode
 _RATES: Final = msgspec.json.Decoder(Rates)
 _FLUSH_S: Final = 1.0
 _CATCH_UP_S: Final = 30.0
+_CATCH_UP_SOON_S: Final = 6.0
+"""The books show an event as missing five seconds after it was settled."""
 _ACK_WAIT_S: Final = 10.0
 _ACKED_MAX: Final = 200_000
 """Acknowledged events that wait for a gap before them; beyond it they are forgotten and read from the books again."""
@@ -70,6 +72,7 @@ class UsageEvents:
     _acked: dict[str, list[int]] = field(default_factory=dict)
     _stored: int = 0
     """Acknowledged since the last flush."""
+    _catch_up_at: float = 0.0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is under way."""
 
@@ -84,15 +87,20 @@ class UsageEvents:
         for settled in result.settled:
             self._publish(_from_memory(settled, at))
 
+    def catch_up_soon(self) -> None:
+        """Events may be missing on the bus: a turn or a PubAck was lost, or we have just started."""
+        self._catch_up_at = min(self._catch_up_at, asyncio.get_running_loop().time() + _CATCH_UP_SOON_S)
+
     async def run(self) -> None:
-        """Flush every second, catch up at start and every half minute."""
+        """Flush every second, catch up at start, soon after a loss, and every half minute."""
         loop = asyncio.get_running_loop()
-        next_catch_up = loop.time()
+        at_start = True
         while True:
             try:
                 await self.flush()
-                if loop.time() >= next_catch_up:
-                    next_catch_up = loop.time() + _CATCH_UP_S
+                if loop.time() >= self._catch_up_at:
+                    self._catch_up_at = loop.time() + (_CATCH_UP_SOON_S if at_start else _CATCH_UP_S)
+                    at_start = False
                     await self.catch_up()
             except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
                 _log.warning("usage events wait", error=type(error).__name__, detail=str(error)[:200])
@@ -186,8 +194,11 @@ class UsageEvents:
 
     def _forget_unanswered(self) -> None:
         oldest = asyncio.get_running_loop().time() - _ACK_WAIT_S
-        for number in [number for number, (_, _, at) in self._under_way.items() if at < oldest]:
+        unanswered = [number for number, (_, _, at) in self._under_way.items() if at < oldest]
+        for number in unanswered:
             del self._under_way[number]
+        if unanswered:
+            self.catch_up_soon()
         if not self._under_way:
             self._settled.set()
 
