@@ -4,8 +4,10 @@ Inside v1 fields are only added, always optional. Readers ignore unknown fields.
 milliseconds; durations are milliseconds; credits are plain decimal strings.
 """
 
+import time
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -145,7 +147,13 @@ class UsageRecorded(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def now_text() -> str:
     """The clock's time as facts carry it: ISO 8601, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _text(time.time_ns() // 1_000_000)
+
+
+@lru_cache(8)
+def _text(unix_ms: int) -> str:
+    """Facts of one millisecond share their text."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def completed_message_id(call_id: str, epoch: int) -> str:

@@ -20,7 +20,8 @@ from runtime.process import background
 from runtime.telemetry import Tracing
 
 SERVICE = "provider-router"
-_TOTAL_S = 600.0
+_TOTAL_S = 590.0
+"""Longest time of one try; a call's own deadline may be earlier."""
 _SETTLE_S = 10.0
 
 

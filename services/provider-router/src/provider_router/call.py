@@ -244,6 +244,8 @@ def _deadlines(call: RunningCall, limits: Deadlines) -> Deadlines:
     left = call.header.deadline_ms / 1000 - time.time()
     if left <= 0:
         raise HubError(ErrorCode.UPSTREAM_TIMEOUT, "The call's deadline had passed before a provider was asked.")
+    if left >= limits.total_s:
+        return limits
     return Deadlines(
         connect_s=min(limits.connect_s, left),
         first_byte_s=min(limits.first_byte_s, left),

@@ -11,6 +11,8 @@ from contracts.usage import Candidate, Usage
 
 USED_BEFORE_EXTENDING: Final = 0.7
 _BYTES_PER_TOKEN_MIN: Final = 3
+_INPUT: Final = ("input", "cache_write", "cache_read")
+_OUTPUT: Final = ("output", "reasoning")
 
 
 @dataclass(slots=True)
@@ -24,8 +26,8 @@ class HoldMeter:
     input_tokens: int
     output_tokens: int
     slice_tokens: int
-    input_rate: Decimal
-    output_rate: Decimal
+    candidates: Sequence[Candidate]
+    """Their dearest rates count; looked at only when the hold does not suffice."""
     events: int = 0
     relayed_bytes: int = 0
     smallest: int = 1 << 30
@@ -40,13 +42,13 @@ class HoldMeter:
 
     def wanted(self) -> Decimal:
         """Credits to ask for now; zero while the hold suffices, nothing costs anything, or a question is open."""
-        if self.asking or self.output_rate == ZERO:
+        if self.asking:
             return ZERO
         text = self.relayed_bytes - self.events * self.smallest
         tokens = self.events + max(0, text) // _BYTES_PER_TOKEN_MIN
         if tokens < self.output_tokens * USED_BEFORE_EXTENDING:
             return ZERO
-        return self.slice_tokens * self.output_rate
+        return self.slice_tokens * dearest(self.candidates, _OUTPUT)
 
     def granted(self) -> None:
         """One more slice is held."""
@@ -56,17 +58,19 @@ class HoldMeter:
         """Credits by which the hold is too small for this usage; an upper bound, zero in the ordinary case."""
         output = usage.output_tokens + usage.reasoning_tokens - self.output_tokens
         taken = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens - self.input_tokens
-        return max(0, output) * self.output_rate + max(0, taken) * self.input_rate
+        if output <= 0 and taken <= 0:
+            return ZERO
+        more = max(0, output) * dearest(self.candidates, _OUTPUT)
+        return more + max(0, taken) * dearest(self.candidates, _INPUT)
 
 
 def meter(header: DispatchHeader) -> HoldMeter:
-    """The meter of a call: its covered tokens, and the dearest rates among its candidates."""
+    """The meter of a call: the tokens that its hold covers, and its candidates."""
     return HoldMeter(
         input_tokens=header.hold_input_tokens,
         output_tokens=header.hold_output_tokens,
         slice_tokens=max(header.hold_output_tokens, 1),
-        input_rate=dearest(header.candidates, ("input", "cache_write", "cache_read")),
-        output_rate=dearest(header.candidates, ("output", "reasoning")),
+        candidates=header.candidates,
     )
 
 
