@@ -200,6 +200,16 @@ async def test_a_database_that_is_away_is_503_and_never_401(
     await principals.authenticate(key.text.encode())
 
 
+async def test_a_database_that_cannot_even_be_left_is_503_in_seconds(
+    books: Books, principals: Principals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.auth.principals._ANSWER_S", 0.05)
+    books.gate = asyncio.Event()  # as a driver does that waits for a silent server to confirm the cancellation
+    error = await _refusal(principals, access_keys.new_access_key().text.encode())
+    assert error.code is ErrorCode.SERVICE_UNAVAILABLE
+    books.gate.set()
+
+
 async def test_a_cached_key_needs_no_database_until_it_expires(
     books: Books, principals: Principals, clock: Clock
 ) -> None:

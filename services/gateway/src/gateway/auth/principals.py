@@ -30,6 +30,7 @@ _ENTRIES_MAX: Final = 50_000
 _REFUSED_MAX: Final = 10_000
 _MISSES_MAX: Final = 1_000
 _DATABASE_S: Final = 3.0
+_ANSWER_S: Final = 4.0
 _USED_EVERY_S: Final = 10.0
 _REFUSAL: Final = "No valid access key: send `Authorization: Bearer <your key>`."
 
@@ -120,7 +121,8 @@ class Principals:
         if key_id is None or self._refused.get(digest, 0.0) > self._clock():
             raise refused()
         try:
-            row, generation = await asyncio.shield(self._row(key_id))
+            async with asyncio.timeout(_ANSWER_S):  # giving up a query on a silent database takes far longer
+                row, generation = await asyncio.shield(self._row(key_id))
         except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
             _log.warning("key not read", error=type(error).__name__)
             raise HubError(
