@@ -131,9 +131,7 @@ class Outcomes:
     def _on_settled(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         for call in _SETTLED.decode(payload).calls:
             self.open.pop(call.call_id, None)
-        if not self.open and self._spool is not None:
-            os.ftruncate(self._spool.fileno(), 0)
-            self._spool.seek(0)
+        self._empty_spool()
 
     async def _ask_outcomes(self, call_ids: list[str]) -> None:
         """A notice that was lost is not sent again by the duplicate that JetStream swallows: so ask."""
@@ -149,6 +147,12 @@ class Outcomes:
             for call in reply.calls:
                 if call.state != events.CallState.PROCESSING:
                     self.open.pop(call.call_id, None)
+        self._empty_spool()
+
+    def _empty_spool(self) -> None:
+        if not self.open and self._spool is not None:
+            os.ftruncate(self._spool.fileno(), 0)
+            self._spool.seek(0)
 
     def _write_spool(self, entries: list[tuple[str, _Open]]) -> None:
         if self._spool is None:
