@@ -51,6 +51,7 @@ class Payer:
 
     def __init__(self, urls: list[str], account: str, key: str, key_id: str) -> None:
         self.account = account
+        self.key = key
         self.key_id = key_id
         self.journal: list[Told] = []
         """Every request, in order."""

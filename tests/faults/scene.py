@@ -18,6 +18,7 @@ from rig.waiting import until
 
 from contracts.permissions import OPERATOR, PROVISIONER
 from contracts.rpc import catalog, identity
+from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, SETTLE
 from faults import invariants
 from faults.clients import Payer
@@ -82,7 +83,7 @@ class Scene:
     async def revoke(self, payer: Payer) -> None:
         """Revoke a payer's key."""
         request = identity.KeyRevoke(key_id=payer.key_id)
-        await rpc.ask(self.operator, identity.SERVICE, identity.KEY_REVOKE, request, identity.Empty)
+        await rpc.ask(self.operator, identity.SERVICE, identity.KEY_REVOKE, request, Empty)
 
     async def arm(self, name: str, point: str) -> None:
         """Restart a process with a failpoint."""

@@ -369,7 +369,7 @@ async def test_row_14_postgres_dies_inside_the_settling_transaction(scene: Scene
     await payer.ended(told)
     account = await scene.at_rest(payer, within_s=30.0)
     assert [(call["state"], call["credits"]) for call in account.calls] == [("success", PRICE)]
-    scene.provider.forget()
+    scene.provider.always(Reply())
     await scene.still_serves(payer)
 
 

@@ -16,7 +16,7 @@ from faults.conftest import SetScene
 from faults.scene import CLOSED_WITHIN_S, Scene
 
 SERVERS = ["nats", "postgres"]
-REFUSED_WITHIN_S = 6.0
+REFUSED_WITHIN_S = 10.0
 """No part's answer is awaited for longer before a caller is told to come again."""
 
 
@@ -104,7 +104,6 @@ async def test_a_slow_server_makes_calls_slow_and_nothing_else(scene: Scene, pay
 @pytest.mark.parametrize("name", SERVERS)
 async def test_calls_that_run_while_a_server_restarts_are_settled_once(scene: Scene, payer: Payer, name: str) -> None:
     reply = Reply(hold_at=3)
-    scene.provider.forget()
     scene.provider.always(reply)
     running = [payer.begin(stream=number % 2 == 0) for number in range(6)]
     await scene.provider.asked(len(running))
@@ -122,7 +121,6 @@ async def test_calls_that_run_while_a_server_restarts_are_settled_once(scene: Sc
 
 async def test_an_outage_longer_than_the_lease_closes_no_call_that_goes_on(scene: Scene, payer: Payer) -> None:
     reply = Reply(hold_at=3)
-    scene.provider.forget()
     scene.provider.always(reply)
     told = payer.begin(stream=True)
     await told.began.wait()
@@ -150,7 +148,6 @@ async def test_router_spools_outcomes_while_the_bus_is_away_and_its_successor_pu
 ) -> None:
     await scene.hub.kill("janitor", "janitor-2")  # the lease ends in between; whose word comes first is row 15
     reply = Reply(hold_at=0, pieces=("a canary", " in the answer"))
-    scene.provider.forget()
     scene.provider.always(reply)
     told = payer.begin(text="a canary in the prompt")
     await scene.provider.asked()
@@ -178,7 +175,6 @@ async def test_router_spools_outcomes_while_the_bus_is_away_and_its_successor_pu
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_sdk_raises_when_the_router_is_killed_in_mid_answer(scene: Scene, payer: Payer, stream: bool) -> None:
-    scene.provider.forget()
     scene.provider.always(Reply(hold_at=3 if stream else 1))
     sdk = openai.AsyncOpenAI(base_url=f"{scene.hub.url}/api/v2", api_key=payer.key, max_retries=0)
 
@@ -207,7 +203,6 @@ async def test_sdk_raises_when_the_router_is_killed_in_mid_answer(scene: Scene, 
 async def test_client_that_leaves_cancels_upstream_within_a_second_and_pays_what_it_got(
     scene: Scene, payer: Payer, stream: bool
 ) -> None:
-    scene.provider.forget()
     scene.provider.always(Reply(hold_at=4 if stream else 1))
     told = payer.begin(stream=stream)
     received = await scene.provider.asked()
@@ -251,7 +246,6 @@ async def test_revoked_key_is_refused_within_a_second_on_both_gateways(scene: Sc
 
 
 async def test_second_janitor_takes_over_and_both_together_close_a_call_once(scene: Scene, payer: Payer) -> None:
-    scene.provider.forget()
     scene.provider.always(Reply(hold_at=3))
     for first in ("janitor", "janitor-2"):
         told = payer.begin(stream=True)

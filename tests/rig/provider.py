@@ -86,6 +86,7 @@ class FakeProvider:
         """Made so far."""
         self._script: Script = lambda _received: Reply()
         self._next: deque[Reply] = deque()
+        self._counted_from = 0
         self._server: asyncio.Server | None = None
         self.open: set[_Connection] = set()
 
@@ -114,8 +115,9 @@ class FakeProvider:
         self._next.extend(replies)
 
     def always(self, reply: Reply | Script) -> None:
-        """Answer every request so from now on; a function looks at each request."""
+        """Answer every request so from now on; a function looks at each request. `asked` counts anew."""
         self._next.clear()
+        self._counted_from = len(self.journal)
         self._script = reply if callable(reply) else lambda _received: reply
 
     def forget(self) -> None:
@@ -128,13 +130,14 @@ class FakeProvider:
         return [received for received in self.journal if received.call_id == call_id]
 
     async def asked(self, count: int = 1, within_s: float = 10.0) -> Received:
-        """Wait until so many requests have come; the last of them."""
+        """Wait until so many requests have come since the last `always` or `forget`; the last of them."""
+        wanted = self._counted_from + count
 
         async def look() -> bool:
-            return len(self.journal) >= count
+            return len(self.journal) >= wanted
 
         await until(look, within_s=within_s, what=f"{count} requests at the provider", every_s=0.005)
-        return self.journal[count - 1]
+        return self.journal[wanted - 1]
 
     async def close(self) -> None:
         """Listen no more and break what is open."""
