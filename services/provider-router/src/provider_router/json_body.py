@@ -35,7 +35,12 @@ class _Asked(msgspec.Struct, gc=False):
     n: msgspec.Raw = msgspec.Raw(b"1")
 
 
+class _Named(msgspec.Struct, gc=False):
+    model: msgspec.Raw = msgspec.Raw()
+
+
 _ASKED: Final = msgspec.json.Decoder(_Asked)
+_NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def members(body: bytes) -> Members:
@@ -106,13 +111,19 @@ def with_model(body: bytes, model: str, *, include_usage: bool = False) -> bytes
 def _only_model(body: bytes) -> re.Match[bytes] | None:
     """The member `model` of a body that can go on as it is, but for that; None when it has to be taken apart.
 
-    The gateway lets no body pass without a model, so where the name stands once, and no name is spelt with escapes,
-    that place is the member's. Members that must not stand twice make a body go apart, in which the last one counts.
+    Where the name stands once, no name is spelt with escapes, and the object has the member, that place is the
+    member's. Members that must not stand twice make a body go apart, in which the last one counts.
     """
     if not body.endswith((b"}", b"}\n")) or (b"\\u00" in body and _ESCAPED_LETTER.search(body)):
         return None
     counts = [body.count(name) for name in _ONCE]
-    return _MODEL.search(body) if counts[0] == 1 and max(counts) == 1 else None
+    if counts[0] != 1 or max(counts) > 1:
+        return None
+    try:
+        has_model = bool(bytes(_NAMED.decode(body).model))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise JsonBodyError(str(error)) from error
+    return _MODEL.search(body) if has_model else None
 
 
 def with_object(body: bytes, name: str, value: bytes) -> tuple[bytes, int]:

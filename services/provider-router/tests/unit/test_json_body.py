@@ -53,6 +53,10 @@ def test_the_models_name_is_the_member_and_nothing_that_looks_like_it(body: byte
     }
 
 
+def test_a_body_without_a_model_gets_one() -> None:
+    assert json_body.with_model(b'{"a":{"model":"n"}}', "y") == b'{"a":{"model":"n"},"model":"y"}'
+
+
 def test_what_admission_reads_never_stands_twice() -> None:
     assert json_body.with_model(b'{"n":9,"model":"x","n":1}', "y") == b'{"n":1,"model":"y"}'
 
