@@ -152,6 +152,7 @@ def environment(
         "OPENAI_BASE_URL": openai.url,
         "ANTHROPIC_API_KEY": SECRET,
         "ANTHROPIC_BASE_URL": anthropic.url,
+        "HUB_DEFAULT_MODEL": "demo/echo",
         "HUB_UPSTREAM_FIRST_BYTE_S": str(LATE_S),
         "HUB_UPSTREAM_IDLE_S": str(LATE_S),
         "HUB_BODY_TIMEOUT_S": str(LATE_S),

@@ -70,6 +70,17 @@ async def test_a_name_that_is_spelt_with_escapes_is_the_models_too(system: Syste
     assert sent == b'{"model":"gpt-4o","x":{"model":"openai/gpt-4o", "a":1.0},"messages":[{"role":"user"}]}'
 
 
+@pytest.mark.parity(29)
+@pytest.mark.parametrize("body", [b'{"messages":%b}', b'{"model":"","messages":%b}', b'{"model":null,"messages":%b}'])
+async def test_a_request_without_a_model_gets_the_default_one(system: System, caller: Caller, body: bytes) -> None:
+    response = await caller.post(body % json.dumps(ASK).encode())
+    assert response.status_code == 200, response.text
+    view = await called(caller, response)
+    assert (view["provider"], view["provider_model"]) == ("demo", "echo")
+    assert response.json()["choices"][0]["message"]["content"] == ASK[0]["content"]
+    assert system.openai.journal == []
+
+
 async def test_of_limits_given_twice_the_provider_gets_the_one_that_was_held_for(
     system: System, caller: Caller
 ) -> None:
