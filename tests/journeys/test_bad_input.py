@@ -331,9 +331,24 @@ async def test_without_enough_credit_nobody_is_asked(system: System, *, stream: 
     response = await poor.post(chat(stream=stream))
     error = error_of(response)
     assert (response.status_code, error["type"], error["code"]) == (402, "NOT_ENOUGH", "not_enough_credit")
+    assert "call_id" not in error
+    assert "x-call-id" not in response.headers
     assert system.openai.journal == []
     assert await poor.standing() == (0, 0, 0)
     assert (await poor.post(chat(stream=stream, max_tokens=1, model="demo/echo"))).status_code == 200
+
+
+async def test_a_call_dearer_than_any_credit_is_refused(system: System, caller: Caller) -> None:
+    await system.set_rate("openai/dear", "999999999999999999", "1")
+
+    async def dear() -> bool:
+        return (await caller.get("/v1/models/openai/dear")).status_code == 200
+
+    await until(dear, what="the price is known")
+    response = await caller.post(chat(model="openai/dear"))
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_request")
+    assert await caller.standing() == (0, 0, 0)
+    assert system.openai.journal == []
 
 
 # ---- the provider refuses, fails or talks nonsense ------------------------------------------------------------------

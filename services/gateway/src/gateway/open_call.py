@@ -70,8 +70,12 @@ class OpenCall:
 
     def fail(self, error: HubError) -> None:
         """The caller gets an error instead of (the rest of) an answer; the first one counts."""
+        error.call_id = self.header.call_id
+        self.refuse(error)
+
+    def refuse(self, error: HubError) -> None:
+        """The same before the call has a row: the error names no call, or one that it knows itself."""
         if self.error is None and self.stage is not Stage.OVER:
-            error.call_id = self.header.call_id
             self.error = error
             self.wake()
 

@@ -67,7 +67,7 @@ class Reserver:
         if result.status == status.RESERVED:
             self._reserved(call)
         elif result.status == status.NOT_ENOUGH:
-            call.fail(
+            call.refuse(
                 HubError(
                     ErrorCode.NOT_ENOUGH_CREDIT,
                     f"This call may cost up to {call.reserve.hold} credits, more than the account has free; "
@@ -75,17 +75,18 @@ class Reserver:
                 )
             )
         elif result.status == status.KEY_TAKEN:
-            call.fail(
+            call.refuse(
                 HubError(
                     ErrorCode.IDEMPOTENCY_CONFLICT,
                     f"This Idempotency-Key already belongs to call {result.other_call_id}; "
                     f"GET /api/v2/calls/{result.other_call_id} tells what became of it.",
+                    call_id=result.other_call_id,
                 )
             )
-            if call.error is not None:
-                call.error.call_id = result.other_call_id
         elif result.status == status.INVALID:
-            call.fail(HubError(ErrorCode.INVALID_REQUEST, "The call's upper bound lies outside the range of credits."))
+            call.refuse(
+                HubError(ErrorCode.INVALID_REQUEST, "The call's upper bound lies outside the range of credits.")
+            )
         else:
             call.fail(_away())
 
