@@ -14,7 +14,7 @@ from rig.hub import Hub, started
 from rig.provider import FakeProvider
 from rig.waiting import until
 
-from contracts.permissions import ROUTER
+from contracts.permissions import GATEWAY, ROUTER
 from contracts.rpc import catalog, identity, metering
 from runtime import rpc
 from runtime.bus import Bus
@@ -168,13 +168,15 @@ def environment(
 async def running(
     root: Path, template: Path | None, *, env: Mapping[str, str] | None = None, counts: Mapping[str, int] | None = None
 ) -> AsyncIterator[System]:
-    """A hub with two routers and four providers, all priced."""
+    """A hub with two gateways, two routers and four providers, all priced."""
     async with AsyncExitStack() as stack:
         openai, anthropic, first, second = [await FakeProvider().start() for _ in range(4)]
         for provider in (openai, anthropic, first, second):
             stack.push_async_callback(provider.close)
         known = environment(openai, anthropic, first, second)
-        hub = await started(root, template, counts=counts or {ROUTER: 2}, env={**known, **(env or {})})
+        hub = await started(
+            root, template, counts={GATEWAY: 2, ROUTER: 2} if counts is None else counts, env={**known, **(env or {})}
+        )
         stack.push_async_callback(hub.close)
         bus = await hub.connect()
         stack.push_async_callback(bus.close)

@@ -324,7 +324,7 @@ async def test_models_that_are_unknown_or_unpriced_are_refused_with_advice(syste
     assert (await caller.standing()).calls == 0
 
 
-@pytest.mark.parity(46, 49, 63)
+@pytest.mark.parity(46, 63)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_without_enough_credit_nobody_is_asked(system: System, *, stream: bool) -> None:
     poor = await system.caller("0.01")

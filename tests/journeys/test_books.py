@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from rig import messages
@@ -14,9 +15,12 @@ from rig.provider import FakeProvider, Received, Reply, refusal
 from rig.waiting import until
 
 from contracts.permissions import ROUTER
+from contracts.rpc import identity
+from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, PROVIDER_HEALTH, USAGE
 from journeys import taps, wire
 from journeys.system import CLAUDE, Caller, System, running
+from runtime import rpc
 
 ASK = [{"role": "user", "content": "Say hello."}]
 ZERO = "0.0000000000"
@@ -156,6 +160,76 @@ async def test_the_balance_shows_what_is_held_while_a_call_runs(system: System, 
     reply.released.set()
     assert (await running_call).status_code == 200
     assert await balance() == {"balance": "99.9830000000", "total": "100.0000000000", "pendingCredit": ZERO}
+
+
+# ---- who pays, and what for -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity(40, 41)
+@pytest.mark.parametrize(
+    ("given", "project"),
+    [("zNKproject", "zNKproject"), ("%E9%A1%B9%E7%9B%AE", "项目"), ("p" * 300, "p" * 200), (None, None)],
+    ids=["plain", "percent-encoded", "too long", "none"],
+)
+async def test_a_call_is_attributed_to_one_project_everywhere(
+    system: System, caller: Caller, given: str | None, project: str | None
+) -> None:
+    before = await taps.last_sequence(system.hub, USAGE.name)
+    named = {} if given is None else {"x_aigne_hub_client_did": given}
+    call_id = (await caller.post(chat(), **named)).headers["x-call-id"]
+
+    async def recorded() -> dict[str, Any] | None:
+        events = (json.loads(event.payload) for event in await taps.stored(system.hub, USAGE.name, before))
+        return next((event["data"] for event in events if event["data"]["call_id"] == call_id), None)
+
+    event = await until(recorded, what="the usage event")
+    assert event is not None
+    expected = caller.key_id if project is None else project
+    assert (await caller.call(call_id))["project"] == event["project"] == expected
+    assert event["account"] == caller.account
+
+
+@pytest.mark.parity(36)
+async def test_headers_that_name_a_user_count_for_nothing(system: System, caller: Caller) -> None:
+    victim = await system.caller()
+    claims = {"x_user_did": victim.account, "x_user_role": "owner", "x_user_kyc": "1", "cookie": "login_token=x"}
+    call_id = (await caller.post(chat(), **claims)).headers["x-call-id"]
+    assert (await caller.call(call_id))["account"] == caller.account
+    named = {name.replace("_", "-"): value for name, value in claims.items()}
+    for path in ("/api/user/info", "/v1/models"):
+        assert (await system.http.get(path, headers=named)).status_code == 401
+    told = (await system.http.get("/api/user/info", headers={**named, **caller.headers})).json()
+    assert (told["user"]["did"], told["role"]) == (caller.account, "member")
+    assert (await victim.standing()).calls == 0
+
+
+@pytest.mark.parity(34, 131)
+async def test_all_gateways_agree_on_keys_prices_and_books(system: System, caller: Caller) -> None:
+    one, other = system.hub.urls
+
+    async def at(url: str, **fields: object) -> httpx2.Response:
+        return await system.http.post(f"{url}/v1/chat/completions", json=chat(**fields), headers=caller.headers)
+
+    call_id = (await at(one)).headers["x-call-id"]
+    seen = await system.http.get(f"{other}/api/v2/calls/{call_id}", headers=caller.headers)
+    assert (seen.json()["state"], seen.json()["credits"]) == ("success", "0.0170000000")
+    assert (await at(other)).status_code == 200
+    assert (await caller.standing()).spent == Decimal("0.034")
+
+    async def everywhere(look: Callable[[str], Awaitable[bool]]) -> bool:
+        return all([await look(url) for url in (one, other)])
+
+    async def new_price(url: str) -> bool:
+        told = await system.http.get(f"{url}/v1/models/openai/agreed", headers=caller.headers)
+        return bool(told.json().get("output_credits_per_token") == "0.5")
+
+    async def revoked(url: str) -> bool:
+        return (await at(url)).status_code == 401
+
+    await system.set_rate("openai/agreed", "0.5", "0.5")
+    await until(lambda: everywhere(new_price), within_s=1.0, what="both gateways know the price")
+    await rpc.ask(system.bus, identity.SERVICE, identity.KEY_REVOKE, identity.KeyRevoke(key_id=caller.key_id), Empty)
+    await until(lambda: everywhere(revoked), within_s=1.0, what="both gateways refuse the key")
 
 
 # ---- facts and usage events -----------------------------------------------------------------------------------------
@@ -366,7 +440,7 @@ async def test_a_call_at_rate_zero_is_recorded_and_costs_nothing(system: System)
 async def small_holds(tmp_path_factory: pytest.TempPathFactory, template_folder: Path | None) -> AsyncIterator[System]:
     """A hub that holds only 16 output tokens at first."""
     root = tmp_path_factory.mktemp("small-holds") / "hub"
-    async with running(root, template_folder, env={"HUB_HOLD_OUTPUT_TOKENS": "16"}) as system:
+    async with running(root, template_folder, env={"HUB_HOLD_OUTPUT_TOKENS": "16"}, counts={}) as system:
         yield system
 
 

@@ -50,7 +50,7 @@ def asyncly(caller: Caller, base_url: str, retries: int = 0) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=base_url, api_key=caller.key, max_retries=retries)
 
 
-@pytest.mark.parity(2, 30, 33, 52)
+@pytest.mark.parity(2, 33, 52)
 async def test_an_answer_carries_credits_and_the_call_that_the_books_have(caller: Caller, base_url: str) -> None:
     async with asyncly(caller, base_url) as client:
         answer = await client.chat.completions.create(model=MODEL, messages=ASK)
@@ -80,7 +80,7 @@ async def test_a_stream_is_the_answer_piece_by_piece(caller: Caller, base_url: s
     assert all(chunk.usage is None for chunk in chunks)
 
 
-@pytest.mark.parity(8, 30)
+@pytest.mark.parity(8)
 async def test_the_usage_chunk_comes_last_with_credits_and_call(caller: Caller, base_url: str) -> None:
     async with asyncly(caller, base_url) as client:
         stream = await client.chat.completions.create(
@@ -286,7 +286,7 @@ async def test_a_providers_refusal_is_the_sdks_exception(
     assert (standing.spent, standing.calls) == (0, 2)
 
 
-@pytest.mark.parity(28, 35, 49)
+@pytest.mark.parity(28, 35)
 async def test_our_own_refusals_are_the_sdks_exceptions(system: System, caller: Caller, base_url: str) -> None:
     wrong: Any = 0
     async with asyncly(caller, base_url) as client:

@@ -185,7 +185,7 @@ ODD_ANSWER = (
 ) % ODD
 
 
-@pytest.mark.parity(2, 30)
+@pytest.mark.parity(2)
 async def test_an_answer_keeps_its_bytes_and_gains_credits_in_its_usage(system: System, caller: Caller) -> None:
     system.openai.always(Reply(body=ODD_ANSWER))
     response = await caller.post(chat())
@@ -240,7 +240,7 @@ async def test_a_stream_keeps_its_bytes_and_loses_a_usage_chunk_that_nobody_aske
     assert (await called(caller, response))["credits"] == "0.0170000000"
 
 
-@pytest.mark.parity(8, 30)
+@pytest.mark.parity(8)
 async def test_the_usage_chunk_keeps_its_bytes_and_gains_credits(system: System, caller: Caller) -> None:
     used = wire.usage_chunk({**wire.USAGE, "x": {"y": 1.0}})
     system.openai.always(Reply(chunks=odd_stream(used, wire.DONE)))
