@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -17,6 +16,7 @@ from rig.waiting import until
 from contracts.rpc import identity
 from contracts.rpc.envelope import Empty
 from journeys import wire
+from journeys.sockets import connected, head
 from journeys.system import CLAUDE, LATE_S, MOUNTS, SECRET, Caller, System
 from runtime import rpc
 
@@ -187,48 +187,6 @@ async def test_paths_and_methods_that_are_none_are_refused(caller: Caller, mount
 
 
 # ---- 413, 431 and 408, on the bare socket ---------------------------------------------------------------------------
-
-
-class Socket:
-    """A connection to the gateway that sends what it likes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
-
-    async def answer(self, within_s: float = 10.0) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
-        async with asyncio.timeout(within_s):
-            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
-            body = await self._reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split()[1]), headers, body
-
-    async def closed(self, within_s: float = 10.0) -> None:
-        """The gateway has closed."""
-        async with asyncio.timeout(within_s):
-            assert await self._reader.read() == b""
-
-
-@asynccontextmanager
-async def connected(system: System) -> AsyncIterator[Socket]:
-    address = urlsplit(system.hub.url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    try:
-        yield Socket(reader, writer)
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-
-
-def head(caller: Caller, *lines: str) -> bytes:
-    fixed = ["POST /v1/chat/completions HTTP/1.1", "host: hub", f"authorization: Bearer {caller.key}"]
-    return "\r\n".join([*fixed, "content-type: application/json", *lines, "", ""]).encode()
 
 
 def rss(system: System) -> int:

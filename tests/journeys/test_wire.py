@@ -15,6 +15,7 @@ from rig.provider import BEFORE_HEAD, FakeProvider, Received, Reply, refusal
 from rig.waiting import until
 
 from journeys import wire
+from journeys.sockets import connected, head
 from journeys.system import CLAUDE, SECRET, Caller, System
 
 ASK = [{"role": "user", "content": "Say hello."}]
@@ -173,6 +174,61 @@ async def test_a_large_body_arrives_whole(system: System, megabytes: int) -> Non
     assert len(received) == len(expected)
     assert hashlib.sha256(received).digest() == hashlib.sha256(expected).digest()
     assert (await rich.standing()).spent == Decimal("0.017")
+
+
+# ---- HTTP as clients speak it ---------------------------------------------------------------------------------------
+
+
+async def test_a_body_comes_after_100_continue(system: System) -> None:
+    """As curl sends bodies above a megabyte."""
+    rich = await system.caller("100000")
+    body = json.dumps(chat(user="u" * 5 * 2**20)).encode()
+    async with connected(system) as socket:
+        await socket.send(head(rich, f"content-length: {len(body)}", "expect: 100-continue"))
+        assert (await socket.answer(within_s=2))[0] == 100
+        await socket.send(body)
+        assert (await socket.answer())[0] == 200
+    assert len(system.openai.journal[0].body) == len(body) - len("openai/")
+
+
+async def test_a_body_in_chunks_and_pieces_arrives_whole(system: System, caller: Caller) -> None:
+    body = json.dumps(chat()).encode()
+    async with connected(system) as socket:
+        await socket.send(head(caller, "transfer-encoding: chunked"))
+        for byte in body:
+            await socket.send(b"1\r\n%c\r\n" % byte)
+        await socket.send(b"0\r\n\r\n")
+        status, _, answer = await socket.answer()
+    assert (status, json.loads(answer)["usage"]["credits"]) == (200, "0.0170000000")
+    assert system.openai.journal[0].body == body.replace(b'"openai/gpt-4o"', b'"gpt-4o"')
+
+
+async def test_requests_sent_ahead_are_answered_in_their_order(system: System, caller: Caller) -> None:
+    system.openai.replies(Reply(pieces=("slow",), head_delay_s=0.2), Reply(pieces=("quick",)))
+    body = json.dumps(chat()).encode()
+    request = head(caller, f"content-length: {len(body)}") + body
+    async with connected(system) as socket:
+        await socket.send(request + request + head(caller, "content-length: 1", "connection: close") + b"{")
+        answers = [await socket.answer() for _ in range(3)]
+        await socket.closed()
+    texts = [json.loads(answer)["choices"][0]["message"]["content"] for _, _, answer in answers[:2]]
+    assert texts == ["slow", "quick"]
+    assert [status for status, _, _ in answers] == [200, 200, 400]
+
+
+@pytest.mark.parity(26)
+async def test_browsers_of_any_origin_may_call(caller: Caller) -> None:
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    wanted = {**asked, "access-control-request-headers": "authorization, content-type, x-stainless-os"}
+    for path in ("/v1/chat/completions", "/api/v2/chat/completions", "/v1/models"):
+        allowed = await caller.system.http.options(path, headers=wanted)
+        assert allowed.status_code == 204
+        assert allowed.headers["access-control-allow-origin"] == "*"
+        assert "POST" in allowed.headers["access-control-allow-methods"]
+        assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+    for response in (await caller.post(chat(), **asked), await caller.post(b"{", **asked)):
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert response.headers["access-control-expose-headers"] == "*"
 
 
 # ---- towards the client ---------------------------------------------------------------------------------------------
