@@ -84,9 +84,9 @@ class Connection(asyncio.Protocol):
             else:
                 await self._send_large(response, head, body)
             await response.head()
-        finally:
-            if not response.head_here:
-                response.close()
+        except BaseException:  # also when the caller is cancelled in the turn in which the head came
+            response.close()
+            raise
         return response
 
     def fail(self, failure: UpstreamError) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from provider_router.connection import Connection
 from provider_router.transport import (
     ClosedEarlyError,
     ConnectError,
@@ -510,6 +511,31 @@ async def test_closing_a_complete_answer_keeps_the_connection(server: Server) ->
             response.close()
             await settled()
     assert server.connections == 1
+
+
+class Pipe(asyncio.Transport):
+    """A transport that only remembers whether it was aborted."""
+
+    aborted = False
+
+    def write(self, data: object) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_caller_cancelled_in_the_turn_in_which_the_head_came_closes_the_connection() -> None:
+    loop, pipe = asyncio.get_running_loop(), Pipe()
+    connection = Connection(loop, "origin", lambda _connection: None, lambda _connection: None)
+    connection.connection_made(pipe)
+    task = asyncio.create_task(connection.exchange(b"head", b"body", DEADLINES, loop.time() + 5))
+    await asyncio.sleep(0)
+    connection.data_received(CHUNKED)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pipe.aborted
 
 
 async def test_a_cancelled_caller_closes_the_connection(server: Server) -> None:
