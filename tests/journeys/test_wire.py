@@ -475,7 +475,9 @@ async def test_a_client_that_leaves_before_a_router_took_the_call_is_left_too(sy
         await system.hub.resume(*routers)
     assert (await rich.released(within_s=5)).spent < 1
     call_id = await system.hub.value("select id::text from metering.model_call where account = $1", rich.account)
-    assert (await rich.call(call_id))["outcome"] == "cancelled"
+    view = await rich.call(call_id)
+    # The row can be seen before the gateway hears of it: then the client left before the call was dispatched.
+    assert view["outcome"] == "cancelled" or view["error_code"] == "client_cancelled"
 
     async def nobody_is_asked() -> bool:
         return all(received.gone_at is not None for received in system.openai.of(call_id))
