@@ -131,15 +131,16 @@ async def check(hub: Hub, account: Account, *, unpaid: int = 0, events: bool = T
         unpaid: calls that the provider served to the end and nobody paid, because a part died in that window.
         events: see `at_rest`.
     """
-    await _check_transitions(hub, account)
-    _check_books(account)
+    await check_transitions(hub, account)
+    check_books(account)
     if events:
-        _check_events(account)
-    _check_clients(account)
-    await _check_provider(hub, account, unpaid)
+        check_events(account)
+    check_clients(account)
+    await check_provider(hub, account, unpaid)
 
 
-async def _check_transitions(hub: Hub, account: Account) -> None:
+async def check_transitions(hub: Hub, account: Account) -> None:
+    """I1 and, over the whole run, I2; nothing is parked."""
     ids = [call["id"] for call in account.calls]
     ended = Counter(
         [row["call_id"] for row in await hub.fetch("select * from audit.ended where call_id = any ($1)", ids)]
@@ -152,7 +153,8 @@ async def _check_transitions(hub: Hub, account: Account) -> None:
     assert not parked, f"parked: {parked}"
 
 
-def _check_books(account: Account) -> None:
+def check_books(account: Account) -> None:
+    """I2, I3, I5, I7 and I8 at rest."""
     row = account.row
     charged = sum((call["credits"] for call in account.calls), Decimal(0))
     booked = sum((entry["amount"] for entry in account.ledger), Decimal(0))
@@ -166,7 +168,8 @@ def _check_books(account: Account) -> None:
     assert all(call["credits"] == 0 for call in account.calls if call["state"] == "failed"), "I5: a failed call charged"
 
 
-def _check_events(account: Account) -> None:
+def check_events(account: Account) -> None:
+    """I4 and I9."""
     assert len(account.events) == len({event.id for event in account.events}), "I4: an event stored twice"
     events = {event.data.call_id: (event.data.sequence, Decimal(event.data.credits)) for event in account.events}
     ledger = {str(entry["call_id"]): (entry["acct_seq"], entry["amount"]) for entry in account.ledger}
@@ -176,7 +179,8 @@ def _check_events(account: Account) -> None:
     assert all(event.sequence == f"{event.data.sequence:020d}" for event in account.events)
 
 
-def _check_clients(account: Account) -> None:
+def check_clients(account: Account) -> None:
+    """I5, from what clients were told."""
     by_request = {call["request_id"]: call for call in account.calls}
     assert len(by_request) == len(account.calls), "one request became two calls"
     for told in account.told:
@@ -191,7 +195,8 @@ def _check_clients(account: Account) -> None:
         assert not (told.final and told.error), "I5: an error and a final frame"
 
 
-async def _check_provider(hub: Hub, account: Account, unpaid: int) -> None:
+async def check_provider(hub: Hub, account: Account, unpaid: int) -> None:
+    """I6 and I10, from the provider's journal."""
     tries = await hub.fetch(
         "select call_id, number from metering.attempt where call_id = any ($1)", [call["id"] for call in account.calls]
     )
