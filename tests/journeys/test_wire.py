@@ -36,7 +36,8 @@ def spliced(call: dict[str, Any]) -> bytes:
     number = format(Decimal(call["credits"]).normalize(), "f")
     return (
         f',"credits":"{call["credits"]}","call_id":"{call["call_id"]}",'
-        f'"aigneHubCredits":{number},"modelCallId":"{call["call_id"]}","creditPrefix":""'
+        f'"aigneHubCredits":{number},"modelCallId":"{call["call_id"]}","creditPrefix":"",'
+        f'"modelWithProvider":"{call["provider"]}/{call["provider_model"]}"'
     ).encode()
 
 
@@ -297,6 +298,7 @@ async def test_a_stream_keeps_its_bytes_and_loses_a_usage_chunk_that_nobody_aske
 
 
 @pytest.mark.parity(8)
+@pytest.mark.parity(30)
 async def test_the_usage_chunk_keeps_its_bytes_and_gains_credits(system: System, caller: Caller) -> None:
     used = wire.usage_chunk({**wire.USAGE, "x": {"y": 1.0}})
     system.openai.always(Reply(chunks=odd_stream(used, wire.DONE)))

@@ -21,6 +21,7 @@ from runtime.bus import Bus, header_block, no_responders
 _log = structlog.get_logger("dispatch")
 _ENCODER: Final = msgspec.json.Encoder()
 _ACCEPTED: Final = msgspec.json.Decoder(frames.Accepted)
+_HEAD: Final = msgspec.json.Decoder(frames.Head)
 _FAILURE: Final = msgspec.json.Decoder(frames.Failure)
 _SETTLED: Final = msgspec.json.Decoder(metering.SettledBatch)
 SWEEP_S: Final = 0.1
@@ -188,7 +189,8 @@ class Dispatcher:
                 self._send_parts(call)
             return
         elif kind is FrameKind.HEAD:
-            call.head = True
+            head = _HEAD.decode(frame.payload)
+            call.answered_by = f"{head.provider}/{head.model}"
             call.stage = Stage.ANSWERING
             call.due = time.monotonic() + self._settings.idle_s
             return

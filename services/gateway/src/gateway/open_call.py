@@ -37,7 +37,8 @@ class OpenCall:
     chunks: list[bytes] = field(default_factory=list)
     """Answer bytes that came and were not taken yet."""
     chunk_bytes: int = 0
-    head: bool = False
+    answered_by: str = ""
+    """Who answers, as `provider/model`."""
     held: bytes | None = None
     """The whole JSON body or the stream's tail."""
     splice_at: int | None = None

@@ -273,7 +273,7 @@ class ChatExchange:
     def _write_json(self, call: OpenCall) -> None:
         call.chunks.append(call.held or b"")
         whole = call.take()
-        body = whole if call.settled is None else with_credits(whole, call.splice_at, call.settled)
+        body = whole if call.settled is None else with_credits(whole, call.splice_at, call.settled, call.answered_by)
         failpoints.hit("gateway.before_final_frame")
         self._write(self._head(200, _JSON_HEAD % len(body)), body)
         self._finish(call)
@@ -281,7 +281,7 @@ class ChatExchange:
     def _write_stream(self, call: OpenCall) -> None:
         """What has come goes out in one write; the tail when the books are closed, an error event instead of it."""
         if call.ready and call.settled is not None:
-            call.chunks.append(with_credits(call.held or b"", call.splice_at, call.settled))
+            call.chunks.append(with_credits(call.held or b"", call.splice_at, call.settled, call.answered_by))
             failpoints.hit("gateway.before_final_frame")
             self._write(self._stream_head(), *self._framed(call.take()), b"0\r\n\r\n" if self._chunked else b"")
             self._finish(call)
