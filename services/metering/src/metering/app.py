@@ -64,7 +64,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         )
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
         bus.after_reconnect(leases.interrupted)
-        bus.after_reconnect(usage.catch_up_soon)
+        bus.after_reconnect(usage.reconnected)
         await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)

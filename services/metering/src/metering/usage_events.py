@@ -91,6 +91,12 @@ class UsageEvents:
         """Events may be missing on the bus: a turn or a PubAck was lost, or we have just started."""
         self._catch_up_at = min(self._catch_up_at, asyncio.get_running_loop().time() + _CATCH_UP_SOON_S)
 
+    def reconnected(self) -> None:
+        """PubAcks of the old connection come no more; awaiting them would keep their accounts from being caught up."""
+        self._under_way.clear()
+        self._settled.set()
+        self.catch_up_soon()
+
     async def run(self) -> None:
         """Flush every second, catch up at start, soon after a loss, and every half minute."""
         loop = asyncio.get_running_loop()
