@@ -161,6 +161,14 @@ class Neighbours:
     async def open_account(self, account: str, amount: str) -> None:
         await self.books.execute("insert into metering.account (id, granted) values ($1, $2)", account, Decimal(amount))
 
+    async def until_router_told(self, *reserved: ReserveCall) -> None:
+        """Routers hear of it a moment after gateways."""
+
+        async def told() -> bool:
+            return all(call.call_id in self.router_settled for call in reserved)
+
+        await until(told, what="the router was told of every call")
+
     async def until_settled(self, *reserved: ReserveCall, timeout_s: float = 20.0) -> None:
         async def told() -> bool:
             return all(call.call_id in self.settled for call in reserved)

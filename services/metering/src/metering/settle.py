@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import asyncpg
@@ -24,6 +24,7 @@ _ENCODE: Final = msgspec.json.Encoder().encode
 _NONE: Final = "0.0000000000"
 _NAK_DELAY_MAX_S: Final = 30.0
 _TERMINAL: Final = frozenset(("success", "failed"))
+_ROUTER: Final = "provider-router"
 _Told = dict[tuple[str, str], list[SettledCall]]
 
 
@@ -67,9 +68,11 @@ class Announcer:
     bus: Bus
     pull: StandingPull
     store: TurnStore
+    routers: dict[str, list[SettledCall]] = field(default_factory=dict)
+    """Routers that have not been told yet."""
 
     def tell_settled(self, result: TurnResult) -> None:
-        """One message per gateway and one per router, whoever settled the call first."""
+        """One message per gateway at once, since clients wait; routers are told by `tell_routers`, which can wait."""
         told: _Told = {}
         states: Counter[str] = Counter()
         overruns = 0
@@ -78,15 +81,25 @@ class Announcer:
             states[fact.state] += 1
             overruns += settled.overrun != _NONE
             _collect(told, settled.arrival, SettledCall(fact.call_id, fact.state, settled.credits))
-        for state, calls in states.items():
-            metrics.SETTLED.labels(state).inc(calls)
+        for state, number in states.items():
+            metrics.SETTLED.labels(state).inc(number)
         metrics.OVERRUN.inc(overruns)
         metrics.REPEATED.inc(len(result.standing))
         for entry in result.standing:
             if entry.state in _TERMINAL and not _is_lost(entry):
                 call = SettledCall(entry.arrival.fact.call_id, str(entry.state), entry.credits)
                 _collect(told, entry.arrival, call)
-        self._send(told)
+        for (service, process), calls in told.items():
+            if service == _ROUTER:
+                self.routers.setdefault(process, []).extend(calls)
+        self._send({key: calls for key, calls in told.items() if key[0] != _ROUTER})
+
+    def tell_routers(self) -> None:
+        """One message per router for everything settled since the last time."""
+        told: _Told = {(_ROUTER, process): calls for process, calls in self.routers.items()}
+        self.routers.clear()
+        if told:
+            self._send(told)
 
     def ack(self, facts: Sequence[Arrival]) -> None:
         """Take facts off the stream: their effect is committed."""
@@ -142,7 +155,7 @@ def _collect(told: _Told, arrival: Arrival, call: SettledCall) -> None:
     if arrival.fact.gateway:
         told.setdefault(("gateway", arrival.fact.gateway), []).append(call)
     if arrival.fact.router:
-        told.setdefault(("provider-router", arrival.fact.router), []).append(call)
+        told.setdefault((_ROUTER, arrival.fact.router), []).append(call)
 
 
 def _is_lost(entry: Standing) -> bool:

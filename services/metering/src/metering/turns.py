@@ -1,7 +1,8 @@
 """The turn: facts and reserves gather while one transaction runs, then go together into the next. No timer.
 
-After each commit, in this order: replies to reserves, `settled` to gateways and routers, usage events, acks. So an
-ack never precedes its effect, and whatever dies in between is repeated and changes nothing.
+After each commit, in this order: replies to reserves, `settled` to gateways; a moment later, for all turns since then,
+`settled` to routers, usage events, acks. So an ack never precedes its effect, and whatever dies in between is repeated
+and changes nothing.
 
 Source: settle protocol, steps 1, 8 and 9; crash rows 2 and 12 to 16.
 """
@@ -32,6 +33,8 @@ _log = structlog.get_logger("turns")
 _RESERVED: Final = ReserveResult(ReserveStatus.RESERVED)
 _INVALID: Final = ReserveResult(ReserveStatus.INVALID)
 _UNAVAILABLE: Final = ReserveResult(ReserveStatus.UNAVAILABLE)
+ANNOUNCE_S: Final = 0.02
+"""How long routers, subscribers and acks wait for company: waking a process for each call costs more than the call."""
 _BAD_VALUE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
@@ -54,6 +57,9 @@ class Turns:
     _open: dict[ReserveRequest, None] = field(default_factory=dict)
     """Requests without a reply, in order of arrival."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _done: list[tuple[TurnResult, list[Arrival]]] = field(default_factory=list)
+    """Committed, and known to the gateways only."""
+    _announcing: asyncio.TimerHandle | None = None
     _draining: bool = False
     _ended: bool = False
 
@@ -97,6 +103,7 @@ class Turns:
             while not (self._facts or self._asked or self._unreadable):
                 if self._draining:
                     self._ended = True
+                    self.announce_rest()
                     return
                 self._woken.clear()
                 await self._woken.wait()
@@ -179,20 +186,34 @@ class Turns:
             await self._announce(facts, result)
 
     async def _announce(self, facts: Sequence[Arrival], result: TurnResult) -> None:
+        """Clients wait for the gateways' notices; all else leaves together a moment later, as one write."""
         self.announcer.tell_settled(result)
-        self.publish_usage(result)
+        gone = lost(result)
+        if gone:
+            await self.announcer.park(gone)
+        parked = {id(message.arrival) for message in gone}
+        self._done.append((result, [arrival for arrival in facts if id(arrival) not in parked]))
+        if self._announcing is None:
+            self._announcing = asyncio.get_running_loop().call_later(ANNOUNCE_S, self.announce_rest)
+
+    def announce_rest(self) -> None:
+        """Routers, subscribers and the stream learn of the turns since the last time."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            self._announcing = None
+        done, self._done = self._done, []
+        if not done:
+            return
+        self.announcer.tell_routers()
+        for result, _ in done:
+            self.publish_usage(result)
         try:
             failpoints.hit("metering.before_ack")
         except ConnectionError:
-            _log.warning("acks dropped by a failpoint", facts=len(facts))
+            _log.warning("acks dropped by a failpoint", turns=len(done))
             return
-        gone = lost(result)
-        if not gone:
+        for _, facts in done:
             self.announcer.ack(facts)
-            return
-        await self.announcer.park(gone)
-        parked = {id(message.arrival) for message in gone}
-        self.announcer.ack([arrival for arrival in facts if id(arrival) not in parked])
 
     def _failed(self, facts: Sequence[Arrival], asked: Sequence[Asked], error: Exception) -> None:
         """Nothing is known: facts come again later, reserves are refused."""

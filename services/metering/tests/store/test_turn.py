@@ -30,6 +30,7 @@ async def test_a_reserved_call_is_settled_once_and_everyone_is_told(hub: Neighbo
     row = await hub.row(reserved.call_id)
     assert (row["state"], row["credits"], row["outcome"], row["attempts"]) == ("success", Decimal("0.2"), "stop", 1)
     assert hub.settled[reserved.call_id][0].credits == "0.2000000000"
+    await hub.until_router_told(reserved)
     assert hub.router_settled[reserved.call_id][0].state == "success"
     await hub.assert_balanced()
 

@@ -153,18 +153,19 @@ async def _relay_stream(
         include_usage=call.header.include_usage, choices=call.header.choices, created=int(time.time())
     )
     call.translation = translation
-    while not translation.complete:
-        data = await answer.chunk()
-        if data is None:
-            break
+
+    def take(data: bytes) -> bool:
         if not call.provider_first_byte_ms:
             call.provider_first_byte_ms = ms_since(started)
         out = translation.feed(data)
         if out:
             _relay(call, router, out)
             failpoints.hit("provider_router.mid_stream")
-        if call.exhausted:
-            return _cut_short(call, translation)
+        return translation.complete or call.exhausted
+
+    await answer.relay(take)
+    if call.exhausted and not translation.complete:
+        return _cut_short(call, translation)
     answer.finish()
     ending = translation.end()
     if ending.usage is None:

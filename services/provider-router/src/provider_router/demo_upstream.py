@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -103,6 +103,12 @@ class DemoResponse:
                 break
             parts.append(what)
         return b"".join(parts)
+
+    async def relay(self, take: Callable[[bytes], bool]) -> None:
+        """Chunk by chunk."""
+        while (data := await self.chunk()) is not None:
+            if take(data):
+                return
 
     def finish(self) -> None:
         """Nothing is left to end."""

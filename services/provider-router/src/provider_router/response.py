@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from provider_router.transport import (
@@ -65,6 +66,8 @@ class HttpResponse:
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed_at = math.inf
+        self._relay: Callable[[bytes], bool] | None = None
+        self._taken_badly: Exception | None = None
 
     async def head(self) -> None:
         """Wait for the status line and the headers."""
@@ -98,6 +101,33 @@ class HttpResponse:
         data = self._take()
         self._resume()
         return data
+
+    async def relay(self, take: Callable[[bytes], bool]) -> None:
+        """Bytes go to `take` inside the read; see `Response`."""
+        self._relay = take
+        self._resume()
+        try:
+            self._give()
+            while self._relay is not None and not self.complete and self.failure is None:
+                await self._arrival()
+        finally:
+            enough, self._relay = self._relay is None, None
+        if self._taken_badly is not None:
+            raise self._taken_badly
+        if not enough and self.failure is not None:
+            raise self.failure
+
+    def _give(self) -> None:
+        """What has arrived, to whoever relays it; a taker that has enough or fails is not asked again."""
+        take = self._relay
+        if take is None or not self.parts:
+            return
+        try:
+            if take(self._take()):
+                self._relay = None
+        except Exception as error:  # noqa: BLE001 - raised again where the taker waits
+            self._taken_badly = error
+            self._relay = None
 
     def close(self) -> None:
         """Give it up; see `Response`."""
@@ -134,11 +164,16 @@ class HttpResponse:
         elif self.unread > UNREAD_BYTES_MAX and not self.whole and not self._paused and self._connection is not None:
             self._paused = True
             self._connection.pause_reading()
-        if self.head_here and (not self.whole or self.unread > self.limit):
+        if self._relay is not None:
+            self._give()
+            if self._relay is None:
+                self._wake()
+        elif self.head_here and (not self.whole or self.unread > self.limit):
             self._wake()
 
     def ended(self, failure: UpstreamError | None) -> None:
         """Nothing more will come."""
+        self._give()
         if failure is None:
             self.complete = True
         else:

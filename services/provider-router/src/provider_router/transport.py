@@ -1,6 +1,6 @@
 """What a call sees of the way to a provider: deadlines, answers, and everything that can go wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -89,6 +89,17 @@ class Response(Protocol):
 
         Raises:
             UpstreamError: the answer did not arrive whole; bytes that came before are returned first.
+        """
+        ...
+
+    async def relay(self, take: Callable[[bytes], bool]) -> None:
+        """Give `take` what has arrived, now and inside every later read, until it says that it has enough.
+
+        Returns at the proper end too. No task is woken for each piece.
+
+        Raises:
+            UpstreamError: the answer did not arrive whole; bytes that came before have been given.
+            Exception: what `take` raised.
         """
         ...
 
