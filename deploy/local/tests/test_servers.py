@@ -12,6 +12,7 @@ import nats
 import pytest
 from rig.servers import DockerServers, EmbeddedServers, make_streams
 
+from contracts import streams
 from contracts.permissions import METERING, PROVISIONER
 from hub_local import servers
 from hub_local.credentials import ADMIN
@@ -63,7 +64,7 @@ async def test_streams_come_back_after_the_store_was_wiped(own_infra: Servers) -
     js = client.jetstream()
     await js.delete_stream("CALLS")
     await provision(js)
-    assert (await js.consumer_info("CALLS", "metering-settle")).config.ack_wait == 30
+    assert (await js.consumer_info("CALLS", "metering-settle")).config.ack_wait == streams.SETTLE.ack_wait_s
     await client.close()
     await make_streams(own_infra)
 
