@@ -4,8 +4,8 @@
 message through a queue and a task (measured: 15 µs against 5 a message, `hot-path.md`). `send` appends to the
 client's write buffer and writes once per turn of the event loop. Everything else (connect, reconnect, TLS, nkeys,
 JetStream management, subscriptions after a reconnect) stays nats-py's. Its internals used here: `_process_msg`,
-`_pending`, `_pending_data_size`, `_transport`, `_max_pending_size`, `_max_payload`; nats-py is pinned, and
-`tests/test_bus.py` runs them against a real server, reconnects included.
+`_ps` (see `runtime.wire`), `_pending`, `_pending_data_size`, `_transport`, `_max_pending_size`, `_max_payload`; nats-py
+is pinned, and `tests/test_bus.py` runs them against a real server, reconnects included.
 """
 
 import asyncio
@@ -19,6 +19,9 @@ import structlog
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import Parser
+
+from runtime.wire import WireParser
 
 _log = structlog.get_logger("bus")
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
@@ -52,6 +55,7 @@ class Bus(Client):
     def __init__(self) -> None:
         super().__init__()
         self._listeners: dict[int, Listener] = {}
+        self._ps: Parser = WireParser(self, self._listeners)
         self._asked: dict[bytes, tuple[OnReply, asyncio.TimerHandle]] = {}
         self._tokens = itertools.count(1)
         self._flush_due = False
@@ -91,7 +95,7 @@ class Bus(Client):
         The listener must not block; what it raises is logged and the next message goes on.
         """
         subscription = await self.subscribe(subject, queue=queue, cb=_unused)
-        self._listeners[subscription._id] = listener  # noqa: SLF001 - the client's key for a subscription
+        self._listeners[subscription._id] = _guarded(listener)  # noqa: SLF001 - the client's key for a subscription
         return subscription
 
     def send(self, subject: str, payload: bytes, reply: str = "", headers: bytes = b"") -> None:
@@ -178,14 +182,24 @@ class Bus(Client):
         self._pending_data_size = 0
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        """A message that nats-py's parser took apart, since it came in between others."""
         listener = self._listeners.get(sid)
         if listener is None:
             await super()._process_msg(sid, subject, reply, data, headers)
-            return
+        else:
+            listener(subject, reply, data, headers)
+
+
+def _guarded(listener: Listener) -> Listener:
+    """A listener whose exceptions are logged: one bad message must not end the read loop."""
+
+    def guarded(subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         try:
             listener(subject, reply, data, headers)
-        except Exception:  # noqa: BLE001 - one bad message must not end the read loop
+        except Exception:  # noqa: BLE001 - see above
             _log.exception("listener failed", subject=subject.decode(errors="replace"))
+
+    return guarded
 
 
 @dataclass(slots=True)
