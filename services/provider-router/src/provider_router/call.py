@@ -182,9 +182,8 @@ def _relay(call: RunningCall, router: Router, out: bytes) -> None:
         call.first_byte_ms = call.elapsed_ms()
         call.answering(router)
     call.frame(router, frames.FrameKind.DATA, out)
-    call.hold.relayed(out)
-    wanted = call.hold.wanted()
-    if wanted > ZERO:
+    wanted = call.hold.relayed(out)
+    if wanted:
         _extend(call, router, to_text(wanted))
 
 

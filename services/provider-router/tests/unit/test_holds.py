@@ -3,6 +3,8 @@
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contracts.money import ZERO
 from contracts.usage import Candidate, Rates, Usage
@@ -17,44 +19,50 @@ def _meter(*candidates: Candidate, output: int = 100) -> HoldMeter:
     return HoldMeter(50, output, output, candidates or (CHEAP, DEAR))
 
 
+def _relay(meter: HoldMeter, *blocks: bytes) -> Decimal:
+    """What is asked for at the last block, nothing having been asked before."""
+    *earlier, last = blocks
+    assert all(meter.relayed(block) == ZERO for block in earlier)
+    return meter.relayed(last)
+
+
 def test_nothing_is_asked_for_while_the_hold_suffices() -> None:
-    meter = _meter()
-    for _ in range(69):
-        meter.relayed(EVENT)
-    assert meter.wanted() == ZERO
+    assert _relay(_meter(), *[EVENT] * 69) == ZERO
 
 
 def test_a_slice_at_the_dearest_rate_is_asked_for_before_the_hold_is_used_up() -> None:
     meter = _meter()
-    for _ in range(70):
-        meter.relayed(EVENT)
-    assert meter.wanted() == 100 * Decimal("0.5")
+    assert _relay(meter, *[EVENT] * 70) == 100 * Decimal("0.5")
     meter.asking = True
-    assert meter.wanted() == ZERO
+    assert meter.relayed(EVENT) == ZERO
     meter.asking = False
     meter.granted()
     assert meter.output_tokens == 200
-    assert meter.wanted() == ZERO
+    assert _relay(meter, *[EVENT] * 68) == ZERO
+    assert meter.relayed(EVENT) > ZERO
 
 
 def test_text_beyond_an_events_frame_counts_by_its_bytes() -> None:
-    meter = _meter()
-    meter.relayed(EVENT)
-    meter.relayed(EVENT.replace(b"\n\n", b"y" * 210 + b"\n\n"))
-    assert meter.wanted() > ZERO
+    assert _relay(_meter(), EVENT, EVENT.replace(b"\n\n", b"y" * 210 + b"\n\n")) > ZERO
 
 
 def test_events_that_arrive_together_count_one_by_one() -> None:
     meter = _meter()
-    meter.relayed(EVENT * 70)
+    assert meter.relayed(EVENT * 70) > ZERO
     assert meter.events == 70
-    assert meter.wanted() > ZERO
 
 
 def test_free_answers_never_ask() -> None:
-    meter = _meter(Candidate("a", "m", Rates()))
-    meter.relayed(EVENT * 1000)
-    assert meter.wanted() == ZERO
+    assert _meter(Candidate("a", "m", Rates())).relayed(EVENT * 1000) == ZERO
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 3000))
+def test_looking_away_never_misses_the_moment(texts: list[int], output: int) -> None:
+    eager, lazy = _meter(output=output), _meter(output=output)
+    for text in texts:
+        block = b"data: " + b"x" * (20 + text) + b"\n\n"
+        eager.look_at = 0
+        assert (eager.relayed(block) > ZERO) == (lazy.relayed(block) > ZERO)
 
 
 @pytest.mark.parametrize(

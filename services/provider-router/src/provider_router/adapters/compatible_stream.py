@@ -184,6 +184,13 @@ def _plain_until(block: bytes) -> int:
     Quotes inside JSON strings are escaped, so these searches cannot hit text of the answer. A member that hides behind
     an escaped name is not found, and the stream then ends without a finish reason, which is an error.
     """
+    if (
+        block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
+        and block.count(b'"usage"') == block.count(b'"usage":null')
+        and b"[DONE]" not in block
+        and b'"error"' not in block
+    ):
+        return len(block)
     first = min(
         _first_value(block, b'"finish_reason"', b'"finish_reason":null'),
         _first_value(block, b'"usage"', b'"usage":null'),
