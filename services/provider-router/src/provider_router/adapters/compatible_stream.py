@@ -33,6 +33,8 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+_LAST_BYTES: Final = 32
+"""Where a block that ends a stream says so."""
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
 _HEAD: Final = msgspec.json.Decoder(chat_form.ChunkHead)
 
@@ -185,12 +187,13 @@ def _plain_until(block: bytes) -> int:
     an escaped name is not found, and the stream then ends without a finish reason, which is an error.
     """
     if (
-        block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
+        b"[DONE]" not in block[-_LAST_BYTES:]
+        and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
         and block.count(b'"usage"') == block.count(b'"usage":null')
-        and b"[DONE]" not in block
         and b'"error"' not in block
+        and b"[DONE]" not in block
     ):
-        return len(block)
+        return len(block)  # the middle of a stream, which most blocks are
     first = min(
         _first_value(block, b'"finish_reason"', b'"finish_reason":null'),
         _first_value(block, b'"usage"', b'"usage":null'),
