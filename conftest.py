@@ -1,3 +1,3 @@
 """Fixtures that every part's tests share."""
 
-pytest_plugins = ["rig.fixtures"]
+pytest_plugins = ["rig.fixtures", "rig.bus"]

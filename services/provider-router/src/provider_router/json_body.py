@@ -15,7 +15,6 @@ Members = dict[str, msgspec.Raw]
 _MEMBERS: Final = msgspec.json.Decoder(Members)
 _RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder()
-_CHOICES_MAX: Final = 128
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 """A letter of the Latin alphabet, escaped for no need: a member's name may be spelt so."""
@@ -31,15 +30,10 @@ class JsonBodyError(ValueError):
     """Not a JSON object."""
 
 
-class _Asked(msgspec.Struct, gc=False):
-    n: msgspec.Raw = msgspec.Raw(b"1")
-
-
 class _Named(msgspec.Struct, gc=False):
     model: msgspec.Raw = msgspec.Raw()
 
 
-_ASKED: Final = msgspec.json.Decoder(_Asked)
 _NAMED: Final = msgspec.json.Decoder(_Named)
 
 
@@ -150,12 +144,3 @@ def closing_brace(body: bytes, value: bytes) -> int | None:
     if at < 0 or body.find(value, 0, at + len(value) - 1) >= 0:
         return None
     return at + len(value) - 1
-
-
-def choices_asked(body: bytes) -> int:
-    """The request's `n`: how many answers it asks for; 1 when absent or not a sensible number."""
-    try:
-        number = msgspec.json.decode(_ASKED.decode(body).n)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return 1
-    return number if type(number) is int and 1 < number <= _CHOICES_MAX else 1

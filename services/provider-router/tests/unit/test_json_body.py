@@ -123,23 +123,5 @@ def test_a_value_that_stands_twice_has_no_position() -> None:
     assert json_body.closing_brace(body, b'{"a":1}') is None
 
 
-@pytest.mark.parametrize(
-    ("body", "choices"),
-    [
-        (b"{}", 1),
-        (b'{"n":3}', 3),
-        (b'{"n":null}', 1),
-        (b'{"n":0}', 1),
-        (b'{"n":-1}', 1),
-        (b'{"n":"2"}', 1),
-        (b'{"n":1e99}', 1),
-        (b'{"n":1000000}', 1),
-        (b"x", 1),
-    ],
-)
-def test_the_number_of_choices_is_read_or_one(body: bytes, choices: int) -> None:
-    assert json_body.choices_asked(body) == choices
-
-
 def test_an_empty_object_is_joined_as_one() -> None:
     assert re.fullmatch(rb"\{\}", json_body.joined({}))

@@ -139,7 +139,7 @@ class Adapter(Protocol):
 
         Args:
             include_usage: the client asked for the usage chunk.
-            choices: how many answers the client asked for (`n`, see `json_body.choices_asked`); with one, everything
+            choices: how many answers the client asked for (`n`); with one, everything
                 from the first finish reason on is held back, with several only the usage chunk and `[DONE]`.
             created: Unix seconds for the client's `created`, where the provider gives none.
         """

@@ -1,12 +1,12 @@
-"""A real nats-server with the users, rights, streams and buckets of a deployment."""
+"""A nats-server with the users, rights, streams and buckets of a deployment, for tests that need nothing more."""
 
 from dataclasses import dataclass
 
 import pytest
-from rig.servers import DockerServers, EmbeddedServers, make_streams
 
 from contracts import permissions, streams, subjects
 from contracts.ids import new_process_id
+from rig.servers import DockerServers, EmbeddedServers, make_streams
 from runtime.bus import Bus, opened
 
 
