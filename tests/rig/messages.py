@@ -80,11 +80,11 @@ def _check_json(name: str, schema: dict[str, Any], payload: bytes) -> None:
 
 
 def _check_frames(payload: bytes) -> None:
-    for frame in frames.unpack(payload):
-        if frame.kind in _SCHEMA_OF_FRAME:
-            schema = _SCHEMA_OF_FRAME[frame.kind]
-            _check_json(f"frame {frame.kind.name}", {"$ref": f"#/components/schemas/{schema}"}, frame.payload)
-        elif frame.kind is FrameKind.END and len(frame.payload) < _SPLICE_BYTES:
+    for kind, _, _, content in frames.unpack(payload):
+        if kind in _SCHEMA_OF_FRAME:
+            schema = _SCHEMA_OF_FRAME[kind]
+            _check_json(f"frame {kind.name}", {"$ref": f"#/components/schemas/{schema}"}, content)
+        elif kind is FrameKind.END and len(content) < _SPLICE_BYTES:
             raise UndocumentedError("an END frame without a splice offset")
 
 

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from contracts import permissions, streams
+from runtime.process import background
 from runtime.provision import provision, watchdog
 
 
@@ -38,16 +39,14 @@ async def test_messages_survive_that_everything_is_made_again(nats: Any) -> None
 async def test_watchdog_brings_back_what_was_deleted(nats: Any, until: Any) -> None:
     bus = await nats.connect(permissions.PROVISIONER)
     js = bus.jetstream()
-    watching = asyncio.create_task(watchdog(js, every_s=0.1))
-    await js.delete_stream(streams.CALLS.name)
     names: list[str] = []
 
     async def look() -> None:
         while streams.CALLS.name not in names:
             names[:] = [info.config.name or "" for info in await js.streams_info()]
 
-    await asyncio.wait_for(look(), 10)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    async with background("watchdog", watchdog(js, every_s=0.1)):
+        await js.delete_stream(streams.CALLS.name)
+        await asyncio.wait_for(look(), 10)
     await provision(js)
     await bus.close()

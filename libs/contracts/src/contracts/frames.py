@@ -7,9 +7,9 @@ which core NATS dropped is noticed and never spliced over.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -36,13 +36,8 @@ class FrameKind(IntEnum):
     """The call failed; payload: `Failure`."""
 
 
-class Frame(NamedTuple):
-    """One frame, payload copied out of the message."""
-
-    kind: FrameKind
-    number: int
-    sequence: int
-    payload: bytes
+Frame: TypeAlias = tuple[FrameKind, int, int, bytes]
+"""One frame: kind, call number, sequence, and its payload copied out of the message."""
 
 
 class FrameError(ValueError):
@@ -81,9 +76,8 @@ def pack(kind: FrameKind, number: int, sequence: int, payload: bytes) -> bytes:
     return _HEADER.pack(kind, number, sequence, len(payload)) + payload
 
 
-def header(kind: FrameKind, number: int, sequence: int, length: int) -> bytes:
-    """Only the header, for joining with a payload that is at hand in pieces."""
-    return _HEADER.pack(kind, number, sequence, length)
+header: Final[Callable[[FrameKind, int, int, int], bytes]] = _HEADER.pack
+"""Only the header (kind, number, sequence, payload length), for joining with a payload that is at hand in pieces."""
 
 
 def end_payload(held: bytes, splice_at: int | None) -> bytes:
@@ -122,8 +116,9 @@ def unpack(message: bytes) -> Iterator[Frame]:
             known = _KINDS[kind]
         except KeyError as error:
             raise FrameError(f"unknown frame kind {kind}") from error
-        yield Frame(known, number, sequence, message[at : at + length])
-        at += length
+        after = at + length
+        yield known, number, sequence, message[at:after]
+        at = after
 
 
 _KINDS: Final = {int(kind): kind for kind in FrameKind}

@@ -17,16 +17,18 @@ from typing import Any, Final
 
 import structlog
 from nats import errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import Parser
 
+from runtime.direct import DirectTransport
 from runtime.wire import WireParser
 
 _log = structlog.get_logger("bus")
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
 _EXPIRED: Final = b"NATS/1.0 408"
 _LEFT: Final = b"Nats-Pending-Messages: "
+_TCP: Final = frozenset(("nats", "tls"))
 _WRITE_BUFFER_MAX: Final = 32 * 2**20
 
 Listener = Callable[[bytes, bytes, bytes, bytes | None], None]
@@ -55,7 +57,8 @@ class Bus(Client):
     def __init__(self) -> None:
         super().__init__()
         self._listeners: dict[int, Listener] = {}
-        self._ps: Parser = WireParser(self, self._listeners)
+        self._wire = WireParser(self, self._listeners)
+        self._ps: Parser = self._wire
         self._asked: dict[bytes, tuple[OnReply, asyncio.TimerHandle]] = {}
         self._tokens = itertools.count(1)
         self._flush_due = False
@@ -180,6 +183,11 @@ class Bus(Client):
         self._transport.writelines(self._pending)
         self._pending = []
         self._pending_data_size = 0
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if not self._transport and s.uri.scheme in _TCP:
+            self._transport = DirectTransport(self._wire)
+        await super()._connect_to_server(s)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         """A message that nats-py's parser took apart, since it came in between others."""

@@ -42,25 +42,34 @@ class WireParser(Parser):
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read from the server."""
+        rest = self.take(data)
+        if rest:
+            await super().parse(rest)
+
+    def take(self, data: bytes) -> bytes:
+        """Give what was read to the listeners.
+
+        Returns:
+            The rest, which nats-py's `parse` must have before anything that is read later; mostly empty.
+        """
         if self._pieces:
             self._pieces.append(data)
             self._have += len(data)
             if self._have < self._need:
-                return
+                return b""
             data = b"".join(self._pieces)
             self._pieces = []
         elif self.buf or self.state != AWAITING_CONTROL_LINE:
-            await super().parse(data)
-            return
+            return data
         at = self._deliver(data)
         if at == len(data):
-            return
+            return b""
         rest = data[at:] if at else data
         if self._need > 0:
             self._pieces = [rest]
             self._have = len(rest)
-        else:
-            await super().parse(rest)
+            return b""
+        return rest
 
     def _deliver(self, data: bytes) -> int:
         """Give whole messages to their listeners, as far as there are any.

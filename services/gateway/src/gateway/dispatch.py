@@ -20,6 +20,7 @@ from runtime.bus import Bus, header_block, no_responders
 
 _log = structlog.get_logger("dispatch")
 _ENCODER: Final = msgspec.json.Encoder()
+_DATA: Final = FrameKind.DATA
 _ACCEPTED: Final = msgspec.json.Decoder(frames.Accepted)
 _HEAD: Final = msgspec.json.Decoder(frames.Head)
 _FAILURE: Final = msgspec.json.Decoder(frames.Failure)
@@ -159,51 +160,52 @@ class Dispatcher:
                 self.cancel(call, ErrorCode.UPSTREAM_TIMEOUT)
 
     def _on_frames(self, _subject: bytes, _reply: bytes, message: bytes, _headers: bytes | None) -> None:
-        for frame in frames.unpack(message):
-            call = self._by_number.get(frame.number)
+        now, by_number = time.monotonic(), self._by_number
+        for kind, number, sequence, payload in frames.unpack(message):
+            call = by_number.get(number)
             if call is None or call.error is not None:
                 continue
-            if frame.sequence != call.next_sequence:
+            if sequence != call.next_sequence:
                 self._gap(call)
                 continue
-            call.next_sequence += 1
-            self._take(call, frame)
+            call.next_sequence = sequence + 1
+            if kind is _DATA:
+                self._take_data(call, payload, now)
+            else:
+                self._take(call, kind, payload, now)
 
-    def _take(self, call: OpenCall, frame: frames.Frame) -> None:
-        kind = frame.kind
-        if kind is FrameKind.DATA:
-            call.chunks.append(frame.payload)
-            call.chunk_bytes += len(frame.payload)
-            call.due = time.monotonic() + self._settings.idle_s
-            if call.chunk_bytes > UNREAD_BYTES_MAX and call.header.stream:
-                self.left(call)
-        elif kind is FrameKind.ACCEPTED:
-            call.router = _ACCEPTED.decode(frame.payload).router
+    def _take_data(self, call: OpenCall, payload: bytes, now: float) -> None:
+        call.chunks.append(payload)
+        call.chunk_bytes += len(payload)
+        call.due = now + self._settings.idle_s
+        if call.chunk_bytes > UNREAD_BYTES_MAX and call.header.stream:
+            self.left(call)
+        call.wake()
+
+    def _take(self, call: OpenCall, kind: FrameKind, payload: bytes, now: float) -> None:
+        if kind is FrameKind.ACCEPTED:
+            call.router = _ACCEPTED.decode(payload).router
             call.stage = Stage.ACCEPTED
-            call.due = time.monotonic() + self._settings.first_byte_s
-            self._routers_heard[call.router] = time.monotonic()
+            call.due = now + self._settings.first_byte_s
+            self._routers_heard[call.router] = now
             if call.gone:
                 self.cancel(call)
                 self.close(call)
             elif call.header.more_parts:
                 self._send_parts(call)
-            return
         elif kind is FrameKind.HEAD:
-            head = _HEAD.decode(frame.payload)
+            head = _HEAD.decode(payload)
             call.answered_by = f"{head.provider}/{head.model}"
             call.stage = Stage.ANSWERING
-            call.due = time.monotonic() + self._settings.idle_s
-            return
+            call.due = now + self._settings.idle_s
         elif kind is FrameKind.END:
-            call.held, call.splice_at = frames.read_end(frame.payload)
+            call.held, call.splice_at = frames.read_end(payload)
             call.stage = Stage.SETTLING
-            call.due = time.monotonic() + self._settings.settle_s
-            if call.settled is None and not call.chunks:
-                return
+            call.due = now + self._settings.settle_s
+            if call.settled is not None or call.chunks:
+                call.wake()
         else:
-            call.fail(_as_error(_FAILURE.decode(frame.payload)))
-            return
-        call.wake()
+            call.fail(_as_error(_FAILURE.decode(payload)))
 
     def _on_settled(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         for settled in _SETTLED.decode(payload).calls:

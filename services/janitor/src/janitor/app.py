@@ -1,6 +1,5 @@
 """The janitor, wired: a bus, and one loop per duty."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +20,7 @@ from janitor.schedule import Duty, keep
 from janitor.settings import Settings
 from runtime.bus import Bus, opened
 from runtime.liveness import ops_port
+from runtime.process import background
 from runtime.telemetry import Tracing
 
 _log = structlog.get_logger("janitor")
@@ -50,11 +50,9 @@ async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
         ]
         for _, lease in kept:
             stack.push_async_callback(_released, lease, bus)
-        async with asyncio.TaskGroup() as group:  # a loop that ends by a bug ends the process
-            loops = [group.create_task(keep(duty, lease)) for duty, lease in kept]
-            yield
-            for loop in loops:
-                loop.cancel()
+        for duty, lease in kept:
+            await stack.enter_async_context(background(duty.name, keep(duty, lease)))
+        yield
 
 
 def table(settings: Settings, bus: Bus, js: JetStreamContext, tracing: Tracing) -> tuple[Duty, ...]:

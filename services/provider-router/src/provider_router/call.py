@@ -8,7 +8,6 @@ import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
-from contracts import frames
 from contracts.errors import ErrorCode, HubError
 from contracts.events import Outcome
 from contracts.money import ZERO, to_text
@@ -181,7 +180,7 @@ def _relay(call: RunningCall, router: Router, out: bytes) -> None:
         call.relayed = True
         call.first_byte_ms = call.elapsed_ms()
         call.answering(router)
-    call.frame(router, frames.FrameKind.DATA, out)
+    router.frames.data(call.lane, out)
     wanted = call.hold.relayed(out)
     if wanted:
         _extend(call, router, to_text(wanted))

@@ -23,7 +23,31 @@ HEADERS_MAX: Final = 128
 HEADER_BYTES_MAX: Final = 65_536
 WRITE_BYTES: Final = 65_536
 """Bodies up to this length go out in one write with the head, larger ones in pieces under flow control."""
+REST_S: Final = 0.002
 _INTERIM_BELOW: Final = 200
+
+
+class Rests:
+    """Connections that do not read for a moment: what a fast provider writes then comes as one piece.
+
+    Args:
+        loop: the running loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._resting: list[Connection] = []
+
+    def add(self, connection: "Connection") -> None:
+        """Let it read again at the end of the common rest."""
+        if not self._resting:
+            self._loop.call_later(REST_S, self._over)
+        self._resting.append(connection)
+
+    def _over(self) -> None:
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            connection.resume_reading()
 
 
 class Connection(asyncio.Protocol):
@@ -32,6 +56,7 @@ class Connection(asyncio.Protocol):
     Args:
         loop: the running loop.
         origin: the pool's key, kept for the pool.
+        rests: shared by all connections of the loop.
         released: called when an answer is complete and nothing speaks against using the connection again.
         lost: called once when the connection is gone.
     """
@@ -40,10 +65,12 @@ class Connection(asyncio.Protocol):
         self,
         loop: asyncio.AbstractEventLoop,
         origin: object,
+        rests: "Rests",
         released: Callable[["Connection"], None],
         lost: Callable[["Connection"], None],
     ) -> None:
         self.loop = loop
+        self._rests = rests
         self.origin = origin
         self.idle_since = 0.0
         self.closed = False
@@ -112,6 +139,11 @@ class Connection(asyncio.Protocol):
         """Read on."""
         if self._transport is not None and not self.closed:
             self._transport.resume_reading()
+
+    def rest(self) -> None:
+        """Read on in a moment, together with the others that rest."""
+        self.pause_reading()
+        self._rests.add(self)
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._transport is not None:

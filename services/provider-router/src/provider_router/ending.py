@@ -44,7 +44,7 @@ def complete(call: RunningCall, router: Router, ending: Ending) -> None:
     held = ending.held
     if not call.header.stream:
         while len(held) > _DATA_FRAME_BYTES:
-            call.frame(router, frames.FrameKind.DATA, held[:_DATA_FRAME_BYTES])
+            router.frames.data(call.lane, held[:_DATA_FRAME_BYTES])
             held = held[_DATA_FRAME_BYTES:]
     call.frame(router, frames.FrameKind.END, frames.end_payload(held, ending.splice_at))
     metrics.outcome(ending.outcome)

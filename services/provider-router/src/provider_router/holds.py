@@ -32,8 +32,8 @@ class HoldMeter:
     relayed_bytes: int = 0
     smallest: int = 1 << 30
     asking: bool = False
-    look_at: int = 0
-    """Relayed bytes below which the hold suffices whatever they hold."""
+    left: int = 0
+    """Thirds of a token until the hold has to be looked at again."""
 
     def relayed(self, block: bytes) -> Decimal:
         """Count one block of whole events.
@@ -41,21 +41,22 @@ class HoldMeter:
         Returns:
             Credits to ask for now; zero while the hold suffices, nothing costs anything, or a question is open.
         """
-        count = block.count(b"\n\n") or 1
+        size, count = len(block), block.count(b"\n\n") or 1
         self.events += count
-        self.relayed_bytes += len(block)
-        if len(block) < self.smallest * count:
-            self.smallest = len(block) // count
-            self.look_at = 0  # more of the bytes before were text than it seemed
-        return ZERO if self.asking or self.relayed_bytes < self.look_at else self._wanted()
+        self.relayed_bytes += size
+        if size < self.smallest * count:
+            self.smallest = size // count
+            self.left = 0  # more of the bytes before were text than it seemed
+        else:
+            self.left -= size - count * (self.smallest - _BYTES_PER_TOKEN_MIN)
+        return ZERO if self.left > 0 or self.asking else self._wanted()
 
     def _wanted(self) -> Decimal:
         text = self.relayed_bytes - self.events * self.smallest
         tokens = self.events + max(0, text) // _BYTES_PER_TOKEN_MIN
         left = int(self.output_tokens * USED_BEFORE_EXTENDING) - tokens
         if left > 0:
-            # No event is shorter than that many bytes, so no byte adds more than its share of a token.
-            self.look_at = self.relayed_bytes + left * _BYTES_PER_TOKEN_MIN
+            self.left = left * _BYTES_PER_TOKEN_MIN
             return ZERO
         return self.slice_tokens * dearest(self.candidates, _OUTPUT)
 

@@ -16,6 +16,7 @@ from contracts.rpc import metering
 from provider_router import metrics
 from provider_router.call import serve
 from provider_router.ending import end_early
+from provider_router.frames_out import Lane
 from provider_router.holds import meter
 from provider_router.running import Router, RunningCall
 from runtime import failpoints
@@ -101,14 +102,13 @@ class Intake:
             _log.error("call dispatched twice", call_id=header.call_id)
             return
         failpoints.hit("provider_router.before_accept")
-        call = RunningCall(header, body, meter(header))
+        call = RunningCall(header, body, meter(header), Lane(header.gateway, header.number))
         if len(self.running) >= self.calls_max:
             self._refuse(call)
             return
         self.running[header.call_id] = call
         accepted = _ENCODER.encode(frames.Accepted(self.router.process))
-        self.router.frames.put(header.gateway, frames.FrameKind.ACCEPTED, header.number, 0, accepted)
-        call.sequence = 1
+        call.frame(self.router, frames.FrameKind.ACCEPTED, accepted)
         if header.more_parts:
             self._parts[header.call_id] = _Parts(call, header.more_parts, {0: body}, time.monotonic())
         else:
@@ -128,7 +128,7 @@ class Intake:
         header = call.header
         message = "The hub takes no more calls right now; try again shortly."
         failure = frames.Failure(code=ErrorCode.OVERLOADED, message=message, retry_after_s=1)
-        self.router.frames.put(header.gateway, frames.FrameKind.ERROR, header.number, 0, _ENCODER.encode(failure))
+        call.frame(self.router, frames.FrameKind.ERROR, _ENCODER.encode(failure))
         self.router.outcomes.failed(
             events.CallFailed(
                 call_id=header.call_id,

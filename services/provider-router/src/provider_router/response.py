@@ -16,6 +16,8 @@ from provider_router.transport import (
 
 UNREAD_BYTES_MAX: Final = 262_144
 """Above this the connection stops reading until somebody takes the bytes."""
+QUICK_S: Final = 0.002
+"""Pieces of a relayed answer that follow each other within this time are read a few at a time."""
 FINISH_S: Final = 1.0
 FINISH_BYTES_MAX: Final = 16_384
 """Time and bytes in which an answer may end by itself after `finish`."""
@@ -37,6 +39,10 @@ class Line(Protocol):
 
     def resume_reading(self) -> None:
         """Read on."""
+        ...
+
+    def rest(self) -> None:
+        """Read on in a moment."""
         ...
 
 
@@ -61,6 +67,8 @@ class HttpResponse:
         self._loop = connection.loop
         self._first_byte_at = math.inf
         self._paused = False
+        self._quick = False
+        """The last piece came so soon after the one before that waiting for company pays."""
         self._finishing = False
         self._active_at = connection.loop.time()
         self._waiter: asyncio.Future[None] | None = None
@@ -155,7 +163,9 @@ class HttpResponse:
     def arrived(self) -> None:
         """Bytes have come; called before they are parsed."""
         self.silent = False
-        self._active_at = self._loop.time()
+        now = self._loop.time()
+        self._quick = now - self._active_at < QUICK_S
+        self._active_at = now
 
     def progress(self) -> None:
         """Bytes have been parsed: hold the reader's buffer in bounds, wake whoever waits."""
@@ -168,6 +178,8 @@ class HttpResponse:
             self._give()
             if self._relay is None:
                 self._wake()
+            elif self._quick and self._connection is not None:
+                self._connection.rest()
         elif self.head_here and (not self.whole or self.unread > self.limit):
             self._wake()
 

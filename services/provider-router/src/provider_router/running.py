@@ -14,7 +14,7 @@ from contracts.errors import ErrorCode
 from contracts.usage import Candidate
 from provider_router.adapters.adapter import Adapter, Translation
 from provider_router.catalog.providers import Provider
-from provider_router.frames_out import FramesOut
+from provider_router.frames_out import FramesOut, Lane
 from provider_router.holds import HoldMeter
 from provider_router.outcome import Outcomes
 from provider_router.routing.circuit import Routing
@@ -49,8 +49,8 @@ class RunningCall:
     header: DispatchHeader
     body: bytes
     hold: HoldMeter
+    lane: Lane
     accepted_at: float = field(default_factory=time.monotonic)
-    sequence: int = 0
     attempts: list[events.Attempt] = field(default_factory=list)
     first_byte_ms: int = 0
     provider_first_byte_ms: int = 0
@@ -72,8 +72,7 @@ class RunningCall:
 
     def frame(self, router: Router, kind: frames.FrameKind, payload: bytes) -> None:
         """Send the next frame to the call's gateway."""
-        router.frames.put(self.header.gateway, kind, self.header.number, self.sequence, payload)
-        self.sequence += 1
+        router.frames.put(self.lane, kind, payload)
 
     def answering(self, router: Router) -> None:
         """Tell the gateway that the answer begins, and who gives it."""

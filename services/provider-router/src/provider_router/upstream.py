@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
-from provider_router.connection import Connection
+from provider_router.connection import Connection, Rests
 from provider_router.transport import (
     ClosedEarlyError,
     ConnectError,
@@ -64,6 +64,7 @@ class Upstream:
         self._addresses: dict[str, _Address] = {}
         self._idle: dict[_Origin, list[Connection]] = {}
         self._connections: set[Connection] = set()
+        self._rests: Rests | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -132,10 +133,11 @@ class Upstream:
     async def _connect(self, loop: asyncio.AbstractEventLoop, origin: _Origin, connect_s: float) -> Connection:
         if origin.tls and self._tls is None:
             self._tls = ssl.create_default_context()
+        rests = self._rests = self._rests or Rests(loop)
         try:
             async with asyncio.timeout(connect_s):
                 transport, connection = await loop.create_connection(
-                    lambda: Connection(loop, origin, self._released, self._connections.discard),
+                    lambda: Connection(loop, origin, rests, self._released, self._connections.discard),
                     origin.host,
                     origin.port,
                     ssl=self._tls if origin.tls else None,

@@ -61,7 +61,7 @@ def test_looking_away_never_misses_the_moment(texts: list[int], output: int) -> 
     eager, lazy = _meter(output=output), _meter(output=output)
     for text in texts:
         block = b"data: " + b"x" * (20 + text) + b"\n\n"
-        eager.look_at = 0
+        eager.left = 0
         assert (eager.relayed(block) > ZERO) == (lazy.relayed(block) > ZERO)
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from provider_router.connection import Connection
+from provider_router.connection import Connection, Rests
 from provider_router.transport import (
     ClosedEarlyError,
     ConnectError,
@@ -381,6 +381,62 @@ async def test_chunks_come_as_they_arrive_and_joined_when_nobody_asked(server: S
         assert await response.chunk() is None
 
 
+def pieces(count: int, gap_s: float) -> Script:
+    """Answer each request of a connection with one chunk per piece, `gap_s` apart."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await server.request(reader):
+            writer.write(CHUNKED)
+            for number in range(count):
+                writer.write(b"5\r\n%05d\r\n" % number)
+                await writer.drain()
+                await asyncio.sleep(gap_s)
+            writer.write(b"0\r\n\r\n")
+
+    return script
+
+
+async def relayed(upstream: Upstream, server: Server) -> list[bytes]:
+    answer = await upstream.open(server.url, "/x", [], b"", DEADLINES)
+    taken: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        taken.append(data)
+        return False
+
+    try:
+        await answer.relay(take)
+    finally:
+        answer.close()
+    return taken
+
+
+@pytest.mark.parametrize(("gap_s", "together"), [(0, True), (0.01, False)])
+async def test_pieces_in_quick_succession_are_read_a_few_at_a_time(
+    server: Server, gap_s: float, together: bool
+) -> None:
+    server.script = pieces(40, gap_s)
+    async with client() as upstream:
+        for _ in range(2):
+            taken = await relayed(upstream, server)
+            assert b"".join(taken) == b"".join(b"%05d" % number for number in range(40))
+            assert (len(taken) < 25) == together
+            await asyncio.sleep(0.01)
+    assert server.connections == 1
+
+
+async def test_a_relay_that_is_given_up_while_its_connection_rests_closes_it(server: Server) -> None:
+    server.script = pieces(1_000_000, 0)
+    async with client() as upstream:
+        for _ in range(5):
+            task = asyncio.create_task(relayed(upstream, server))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: upstream.connections == 0)
+
+
 async def test_what_came_before_a_cut_is_given_before_the_error(server: Server) -> None:
     server.script = saying(CHUNKED + b"1\r\na\r\n")
     async with client() as upstream:
@@ -527,7 +583,7 @@ class Pipe(asyncio.Transport):
 
 async def test_a_caller_cancelled_in_the_turn_in_which_the_head_came_closes_the_connection() -> None:
     loop, pipe = asyncio.get_running_loop(), Pipe()
-    connection = Connection(loop, "origin", lambda _connection: None, lambda _connection: None)
+    connection = Connection(loop, "origin", Rests(loop), lambda _connection: None, lambda _connection: None)
     connection.connection_made(pipe)
     task = asyncio.create_task(connection.exchange(b"head", b"body", DEADLINES, loop.time() + 5))
     await asyncio.sleep(0)

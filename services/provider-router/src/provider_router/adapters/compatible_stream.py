@@ -1,10 +1,9 @@
 """A stream of OpenAI's chat completion chunks, passed through.
 
-JSON is read only from the first finish reason on. Until then a block of whole events leaves as it came, after a few
-searches for what would end that.
+JSON is read only from the first finish reason on. Until then a block of whole events leaves as it came, once
+`plain_events` has found nothing in it that would end that.
 """
 
-import re
 from typing import Any, Final
 
 import msgspec
@@ -13,10 +12,10 @@ from contracts.usage import Usage, UsageSource
 from provider_router import json_body, sse
 from provider_router.adapters import chat_form, errors
 from provider_router.adapters.adapter import Ending
+from provider_router.adapters.plain_events import PlainEvents
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest stream that is relayed."""
-_VALUE: Final = re.compile(rb"\s*:\s*(?!null|\s)")
 _NOTHING: Final = (b"", b"null")
 
 
@@ -33,8 +32,6 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
-_LAST_BYTES: Final = 32
-"""Where a block that ends a stream says so."""
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
 _HEAD: Final = msgspec.json.Decoder(chat_form.ChunkHead)
 
@@ -45,6 +42,7 @@ class CompatibleTranslation:
     def __init__(self, *, include_usage: bool, choices: int) -> None:
         self._include_usage = include_usage
         self._single = choices == 1
+        self._plain = PlainEvents()
         self._blocks = sse.EventBlocks()
         self._passed: list[bytes] = []
         self._bytes = 0
@@ -73,7 +71,7 @@ class CompatibleTranslation:
         if not block or self._done:
             return b""
         if self._single and self._reason is None:
-            end = _plain_until(block)
+            end = self._plain.until(block)
             passed = block[:end] if end < len(block) else block
             if end < len(block):
                 passed += self._read(block[end:])
@@ -178,51 +176,6 @@ class CompatibleTranslation:
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
                 self._head = chat_form.ChunkHead()
         return self._head
-
-
-def _plain_until(block: bytes) -> int:
-    """Where the first event begins that must be read: a finish reason, usage, an error or `[DONE]`.
-
-    Quotes inside JSON strings are escaped, so these searches cannot hit text of the answer. A member that hides behind
-    an escaped name is not found, and the stream then ends without a finish reason, which is an error.
-    """
-    if (
-        b"[DONE]" not in block[-_LAST_BYTES:]
-        and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
-        and block.count(b'"usage"') == block.count(b'"usage":null')
-        and b'"error"' not in block
-        and b"[DONE]" not in block
-    ):
-        return len(block)  # the middle of a stream, which most blocks are
-    first = min(
-        _first_value(block, b'"finish_reason"', b'"finish_reason":null'),
-        _first_value(block, b'"usage"', b'"usage":null'),
-    )
-    for text in (b'"error"', b"[DONE]"):
-        at = block.find(text, 0, first)
-        first = first if at < 0 else at
-    if first == len(block):
-        return first
-    before = block.rfind(b"\n\n", 0, first)
-    return 0 if before < 0 else before + 2
-
-
-def _first_value(block: bytes, name: bytes, null: bytes) -> int:
-    """Where a member first has a value other than null; the block's length when it never has.
-
-    `null` is the spelling of the null that is counted; other spellings are looked at one by one. What is sought stands
-    at the end of a stream, so the walk goes backwards.
-    """
-    others = block.count(name) - block.count(null)
-    first = at = len(block)
-    while others:
-        at = block.rfind(name, 0, at)
-        if block.startswith(null, at):
-            continue
-        others -= 1
-        if _VALUE.match(block, at + len(name)):
-            first = at
-    return first
 
 
 def words(raw: msgspec.Raw) -> errors.ProviderWords:
