@@ -14,6 +14,8 @@ from runtime import rpc
 from runtime.bus import Bus, header_block, no_responders, opened
 
 SUBJECT = subjects.rpc(metering.SERVICE, "echo")
+NOBODY = subjects.rpc(metering.SERVICE, "nobody")
+"""Not listened to in any test: the server notices a closed connection a little later than its client."""
 
 
 def echo(bus: Bus, received: list[bytes]) -> Any:
@@ -88,16 +90,27 @@ async def test_question_is_answered_once(nats: Any, until: Any) -> None:
     await asker.close()
 
 
+async def test_flush_is_over_only_when_others_can_be_heard(nats: Any) -> None:
+    owner, asker = await nats.connect(permissions.METERING), await nats.connect(permissions.JANITOR)
+    for number in range(50):
+        subject = subjects.rpc(metering.SERVICE, f"echo{number}")
+        await owner.listen(subject, echo(owner, []))
+        await owner.flush()
+        assert await asker.call(subject, b"?", 5) == b"?"
+    await owner.close()
+    await asker.close()
+
+
 async def test_question_without_listener_says_so_at_once(nats: Any, until: Any) -> None:
     asker = await nats.connect(permissions.JANITOR)
     replies: list[tuple[bytes | None, bool]] = []
-    asker.ask(SUBJECT, b"?", lambda payload, headers: replies.append((payload, no_responders(headers))), timeout_s=30)
+    asker.ask(NOBODY, b"?", lambda payload, headers: replies.append((payload, no_responders(headers))), timeout_s=30)
     await until(lambda: bool(replies), "the server's word", within_s=5)
     assert replies == [(b"", True)]
     with pytest.raises(errors.NoRespondersError):
-        await asker.call(SUBJECT, b"?", 30)
+        await asker.call(NOBODY, b"?", 30)
     with pytest.raises(HubError) as refused:
-        await rpc.ask(asker, metering.SERVICE, "echo", metering.StaleCalls(), metering.StaleReply, timeout_s=30)
+        await rpc.ask(asker, metering.SERVICE, "nobody", metering.StaleCalls(), metering.StaleReply, timeout_s=30)
     assert refused.value.code is ErrorCode.SERVICE_UNAVAILABLE
     assert refused.value.retry_after_s
     await asker.close()

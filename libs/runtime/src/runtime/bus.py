@@ -126,6 +126,14 @@ class Bus(Client):
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._write_out)
 
+    async def flush(self, timeout: int = 10) -> None:
+        """Wait until the server has seen all that was sent and subscribed.
+
+        nats-py writes its question ahead of what is pending, so what is pending goes first.
+        """
+        self._write_out()
+        await super().flush(timeout)
+
     def ask(self, subject: str, payload: bytes, on_reply: OnReply, timeout_s: float, headers: bytes = b"") -> None:
         """Request/reply by callback: `on_reply` runs exactly once, with a payload or, after the time-out, None.
 
