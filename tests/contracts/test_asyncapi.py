@@ -35,8 +35,6 @@ SUBJECTS = {
     "inbox_parts": [subjects.inbox_parts(ROUTER)],
     "inbox_settled": [subjects.inbox_settled("gateway", GATEWAY), subjects.inbox_settled("provider-router", ROUTER)],
 }
-NOBODY_YET = {"frames"}
-"""Channels whose rights are given out when the first one sends on them."""
 NO_CHANNEL = {"inbox_prefix"}
 """Functions that build only the beginning of a subject."""
 
@@ -79,9 +77,7 @@ def test_every_stream_keeps_what_the_catalogue_says_it_keeps() -> None:
         }
 
 
-@pytest.mark.parametrize(
-    "channel", [channel for channel in CHANNELS if channel.name not in NOBODY_YET], ids=lambda channel: channel.name
-)
+@pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 def test_who_sends_and_who_receives_may_do_so(channel: Any) -> None:
     for user in set(channel.senders) & permissions.USERS.keys():
         assert _covered(channel.subject, permissions.USERS[user].publish), f"{user} may not publish {channel.subject}"

@@ -29,6 +29,7 @@ EXPECTED = {
     "dispatch",
     "identity.changed",
     "catalog.changed",
+    "frames",
     "inbox.frames",
     "inbox.settled",
     "parts",
@@ -42,6 +43,8 @@ EXPECTED = {
     "rpc.metering.balance.reply",
     "rpc.metering.call_get",
     "rpc.metering.call_get.reply",
+    "rpc.metering.call_outcomes",
+    "rpc.metering.call_outcomes.reply",
     "rpc.metering.call_list",
     "rpc.metering.call_list.reply",
     "rpc.metering.reserve",
@@ -123,7 +126,7 @@ def _is_answer_of_the_server(subject: str) -> bool:
 
 
 async def _calls(client: httpx2.AsyncClient) -> None:
-    """A whole answer, a stream, a large body, a failure, and a client that leaves."""
+    """A whole answer, a stream, an answer given twice, a large body, a failure, and a client that leaves."""
     question: dict[str, Any] = {"model": "demo/echo", "messages": [{"role": "user", "content": "one two three"}]}
     whole = await client.post("/v1/chat/completions", json=question)
     assert whole.status_code == 200, whole.text
@@ -132,6 +135,9 @@ async def _calls(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/api/user/info")).status_code == 200
     streamed = await client.post("/v1/chat/completions", json={**question, "stream": True})
     assert streamed.text.rstrip().endswith("data: [DONE]")
+    for _ in range(2):
+        keyed = await client.post("/v1/chat/completions", json=question, headers={"idempotency-key": "live"})
+        assert keyed.status_code == 200, keyed.text
     picture = base64.b64encode(bytes(5 * 2**20)).decode()
     parts = [
         {"type": "text", "text": "Look."},

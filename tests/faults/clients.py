@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +24,10 @@ class Told:
     status: int = 0
     """0 = no answer began."""
     call_id: str = ""
+    replayed: bool = False
+    """The answer is that of an earlier request with the same Idempotency-Key."""
+    lines: list[str] = field(default_factory=list)
+    """Of a stream, as they came."""
     text: str = ""
     final: bool = False
     """The client takes it for complete: a whole JSON answer, or `[DONE]`."""
@@ -62,13 +67,21 @@ class Payer:
             headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S, limits=limits, trust_env=False
         )
 
-    def begin(self, *, stream: bool = False, gateway: int = 0, text: str = "Say hello.", **fields: object) -> Told:
+    def begin(
+        self,
+        *,
+        stream: bool = False,
+        gateway: int = 0,
+        text: str = "Say hello.",
+        headers: Mapping[str, str] | None = None,
+        **fields: object,
+    ) -> Told:
         """Send a chat request and go on; `ended` waits for it."""
         told = Told(uuid.uuid4().hex, stream)
         self.journal.append(told)
         options = {"stream_options": {"include_usage": True}} if stream else {}
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "stream": stream, **options, **fields}
-        work = self._chat(told, f"{self._urls[gateway]}/api/v2/chat/completions", body)
+        work = self._chat(told, f"{self._urls[gateway]}/api/v2/chat/completions", body, headers or {})
         self._running[told.request_id] = asyncio.create_task(work)
         return told
 
@@ -87,9 +100,9 @@ class Payer:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    async def get(self, path: str, *, gateway: int = 0) -> httpx2.Response:
+    async def get(self, path: str, *, gateway: int = 0, headers: Mapping[str, str] | None = None) -> httpx2.Response:
         """Any other question."""
-        return await self._client.get(f"{self._urls[gateway]}{path}")
+        return await self._client.get(f"{self._urls[gateway]}{path}", headers=headers)
 
     async def close(self) -> None:
         """Hang up everything."""
@@ -98,14 +111,15 @@ class Payer:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self._client.aclose()
 
-    async def _chat(self, told: Told, url: str, body: dict[str, object]) -> None:
+    async def _chat(self, told: Told, url: str, body: dict[str, object], headers: Mapping[str, str]) -> None:
         started = time.monotonic()
         try:
             async with self._client.stream(
-                "POST", url, json=body, headers={"x-request-id": told.request_id}
+                "POST", url, json=body, headers={**headers, "x-request-id": told.request_id}
             ) as response:
                 told.status = response.status_code
                 told.call_id = response.headers.get("x-call-id", "")
+                told.replayed = response.headers.get("idempotent-replayed") == "true"
                 told.retry_after = response.headers.get("retry-after")
                 if response.status_code == 200 and told.stream:
                     await _read_events(response, told)
@@ -134,6 +148,7 @@ def _read_whole(body: bytes, told: Told) -> None:
 
 async def _read_events(response: httpx2.Response, told: Told) -> None:
     async for line in response.aiter_lines():
+        told.lines.append(line)
         if not line.startswith("data: "):
             continue
         if line == "data: [DONE]":

@@ -182,10 +182,11 @@ def check_events(account: Account) -> None:
 def check_clients(account: Account) -> None:
     """I5, from what clients were told."""
     by_request = {call["request_id"]: call for call in account.calls}
+    by_id = {str(call["id"]): call for call in account.calls}
     assert len(by_request) == len(account.calls), "one request became two calls"
     for told in account.told:
         assert not told.hung, f"{told.request_id} hung"
-        call = by_request.get(told.request_id)
+        call = by_id.get(told.call_id) if told.replayed else by_request.get(told.request_id)
         if told.final:
             assert call is not None, f"I5: {told.request_id} got an answer without a call"
             assert call["state"] == "success", f"I5: a final frame for a call that is {call['state']}"

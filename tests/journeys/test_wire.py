@@ -407,20 +407,6 @@ async def test_a_traceparent_that_is_none_starts_a_trace(system: System, caller:
     assert traced(system.openai.journal[0]) == trace
 
 
-async def test_a_second_request_with_an_idempotency_key_is_told_of_the_first(system: System, caller: Caller) -> None:
-    first = await caller.post(chat(), idempotency_key="one")
-    assert first.status_code == 200
-    second = await caller.post(chat(), idempotency_key="one")
-    error = second.json()["error"]
-    assert (second.status_code, error["code"]) == (409, "idempotency_conflict")
-    assert second.headers["x-should-retry"] == "false"
-    assert error["call_id"] == second.headers["x-call-id"] == first.headers["x-call-id"]
-    stranger = await system.caller()
-    assert (await stranger.post(chat(), idempotency_key="one")).status_code == 200
-    assert len(system.openai.journal) == 2
-    assert (await caller.standing()).calls == 1
-
-
 @pytest.fixture
 def held(system: System) -> Iterator[FakeProvider]:
     """A provider whose answers stop in the middle until released."""
@@ -428,16 +414,6 @@ def held(system: System) -> Iterator[FakeProvider]:
     system.openai.always(reply)
     yield system.openai
     reply.released.set()
-
-
-async def test_the_key_of_a_call_that_still_runs_is_taken_too(held: FakeProvider, caller: Caller) -> None:
-    async with caller.system.http.stream(
-        "POST", "/v1/chat/completions", json=chat(stream=True), headers={**caller.headers, "idempotency-key": "busy"}
-    ) as first:
-        second = await caller.post(chat(), idempotency_key="busy")
-        assert second.status_code == 409
-        assert second.json()["error"]["call_id"] == first.headers["x-call-id"]
-    assert (await caller.closed(first.headers["x-call-id"]))["outcome"] == "cancelled"
 
 
 async def test_a_client_that_leaves_is_left_by_the_hub_within_a_second(held: FakeProvider, caller: Caller) -> None:

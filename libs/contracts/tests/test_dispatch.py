@@ -32,6 +32,7 @@ HEADERS = st.builds(
     traceparent=TEXT,
     include_usage=st.booleans(),
     more_parts=st.integers(0, 8),
+    kept=st.booleans(),
 )
 
 

@@ -41,6 +41,25 @@ async def test_messages_arrive_in_order_inside_the_read(nats: Any, until: Any) -
     await asker.close()
 
 
+async def test_what_is_listened_to_no_more_is_not_heard_and_leaves_nothing(nats: Any, until: Any) -> None:
+    owner, asker = await nats.connect(permissions.METERING), await nats.connect(permissions.JANITOR)
+    before, after = [], []
+    heard = await owner.listen(SUBJECT, lambda _s, _r, payload, _h: before.append(payload))
+    await owner.flush()
+    listeners = len(owner._listeners)
+    asker.send(SUBJECT, b"1")
+    await until(lambda: before, "the first message")
+    await owner.unlisten(heard)
+    await owner.listen(SUBJECT, lambda _s, _r, payload, _h: after.append(payload))
+    await owner.flush()
+    asker.send(SUBJECT, b"2")
+    await until(lambda: after, "the second message")
+    assert (before, after, len(owner._listeners)) == ([b"1"], [b"2"], listeners)
+    await owner.close()
+    await owner.unlisten(heard)
+    await asker.close()
+
+
 async def test_raw_headers_come_as_they_were_sent(nats: Any, until: Any) -> None:
     owner, asker = await nats.connect(permissions.METERING), await nats.connect(permissions.JANITOR)
     seen: list[bytes | None] = []

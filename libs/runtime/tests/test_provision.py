@@ -17,6 +17,11 @@ async def test_everything_is_as_the_table_says_and_again_is_no_change(nats: Any)
         assert tuple(config.subjects or ()) == spec.subjects
         assert (config.max_age, config.max_bytes) == (spec.max_age_s, spec.max_bytes)
         assert config.duplicate_window == spec.duplicate_window_s
+    await provision(js, streams.frames(60, 2**20))
+    kept = (await js.stream_info(streams.FRAMES.name)).config
+    assert (kept.max_age, kept.max_bytes, kept.storage) == (60, 2**20, "memory")
+    await provision(js)
+    assert (await js.stream_info(streams.FRAMES.name)).config.max_age == streams.ANSWERS_KEPT_S
     for consumer in streams.CONSUMERS:
         settle = (await js.consumer_info(consumer.stream, consumer.durable)).config
         assert tuple(settle.filter_subjects or ()) == consumer.filter_subjects

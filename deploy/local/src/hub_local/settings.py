@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contracts import streams
+from contracts.streams import StreamSpec
+
 
 class LocalSettings(BaseModel):
     """What the supervisor can be told; the names in the environment are these with `HUB_` before them."""
@@ -25,8 +28,25 @@ class LocalSettings(BaseModel):
         "console", description="`console`: short lines for people; `json`: as the services write."
     )
     drain_s: float = Field(30.0, gt=0, description="Seconds that a stopping service waits for its open calls.")
+    answers_kept_s: int = Field(
+        streams.ANSWERS_KEPT_S,
+        ge=10,
+        le=86_400,
+        description="Seconds that answers under an Idempotency-Key, and resumable ones, are kept in NATS' memory.",
+    )
+    answers_kept_bytes: int = Field(
+        streams.ANSWERS_KEPT_BYTES,
+        ge=2**20,
+        le=2**34,
+        description="Bytes of all kept answers; the oldest go first. Within NATS' `max_memory_store` (here 512 MB).",
+    )
     nats_sync_always: bool = Field(default=False, description="NATS forces each message to disk: an fsync a message.")
     db_fast: bool = Field(default=False, description="Tests only: PostgreSQL does not force commits to disk.")
+
+    @property
+    def kept_answers(self) -> StreamSpec:
+        """The stream of kept answers."""
+        return streams.frames(self.answers_kept_s, self.answers_kept_bytes)
 
 
 def read_settings(environment: Mapping[str, str]) -> LocalSettings:

@@ -155,8 +155,8 @@ class Supervisor:
             error_cb=_ignore_disconnects,
         )
         stream = client.jetstream()
-        await provision(stream)
-        self._run_along(watchdog(stream))
+        await provision(stream, self._settings.kept_answers)
+        self._run_along(watchdog(stream, kept_answers=self._settings.kept_answers))
 
     async def _start_services(self, instances: list[services.Instance], secrets: Credentials, ports: Ports) -> None:
         given = self._environment.get("HUB_BOOTSTRAP_KEY")

@@ -118,7 +118,8 @@ CHANNELS: Final = (
     ),
     Channel(
         "frames", subjects.frames("{call_id}"), "jetstream", (ROUTER,), (GATEWAY,), _FRAMES,
-        "The answer of a call that asked to be resumable: kept in memory, for minutes.", stream=FRAMES.name,
+        "The answer of a call with an Idempotency-Key, or that asked to be resumable: kept in memory, for minutes."
+        " Gateways read what is stored and hear what comes.", stream=FRAMES.name,
     ),
     # Facts.
     Channel(
@@ -157,7 +158,7 @@ CHANNELS: Final = (
     _rpc(METERING, metering.CALL_GET, (GATEWAY, OPERATOR), metering.CallGet, metering.CallView, "One call."),
     _rpc(METERING, metering.CALL_LIST, (GATEWAY, OPERATOR), metering.CallList, metering.CallPage,
          "Calls, newest first."),
-    _rpc(METERING, metering.CALL_OUTCOMES, (ROUTER,), metering.CallOutcomes, metering.CallOutcomesReply,
+    _rpc(METERING, metering.CALL_OUTCOMES, (ROUTER, GATEWAY), metering.CallOutcomes, metering.CallOutcomesReply,
          "What became of these calls."),
     _rpc(METERING, metering.STALE, (JANITOR,), metering.StaleCalls, metering.StaleReply,
          "Calls whose lease has ended."),

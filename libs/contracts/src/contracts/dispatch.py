@@ -48,6 +48,9 @@ class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the client asked for the usage chunk of a stream."""
     more_parts: int = 0
     """Numbered parts of the body that follow to the router that accepts; 0 = the body is whole."""
+    kept: bool = False
+    """The frames go to the stream FRAMES too, so that others can join, replay and resume the answer: the call goes on
+    when its client has left or its gateway is gone."""
 
 
 class Cancel(msgspec.Struct, frozen=True, omit_defaults=True):

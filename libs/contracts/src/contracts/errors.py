@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     CONFLICT = "conflict"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     HEADERS_TOO_LARGE = "headers_too_large"
@@ -67,7 +68,8 @@ ERRORS: Final[dict[ErrorCode, ErrorRow]] = {
     ErrorCode.MODEL_UNPRICED: ErrorRow(400, _REQUEST, False, "The model has no price and billing is on."),
     ErrorCode.METHOD_NOT_ALLOWED: ErrorRow(405, _REQUEST, False, "The path does not take this method."),
     ErrorCode.REQUEST_TIMEOUT: ErrorRow(408, _REQUEST, True, "The request did not arrive in time."),
-    ErrorCode.IDEMPOTENCY_CONFLICT: ErrorRow(409, _REQUEST, False, "This Idempotency-Key already belongs to a call."),
+    ErrorCode.IDEMPOTENCY_CONFLICT: ErrorRow(409, _REQUEST, False, "The key's call is known, its answer not kept."),
+    ErrorCode.IDEMPOTENCY_MISMATCH: ErrorRow(409, _REQUEST, False, "The key belongs to a request with another body."),
     ErrorCode.CONFLICT: ErrorRow(409, _REQUEST, False, "The object changed meanwhile or exists already."),
     ErrorCode.PAYLOAD_TOO_LARGE: ErrorRow(413, _REQUEST, False, "The body is above the limit."),
     ErrorCode.HEADERS_TOO_LARGE: ErrorRow(431, _REQUEST, False, "There are too many headers, or they are too large."),

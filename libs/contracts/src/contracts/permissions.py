@@ -72,6 +72,7 @@ USERS: Final[dict[str, Permissions]] = {
             subjects.rpc(METERING, "*"),
             subjects.rpc(ROUTER, "*"),
             *_write_bucket(streams.REVISIONS, "identity"),
+            f"{_JS}.DIRECT.GET.{streams.FRAMES.name}",
             _inbox(ROUTER),
             _inbox(OPERATOR),
         ),
@@ -80,12 +81,14 @@ USERS: Final[dict[str, Permissions]] = {
             subjects.rpc(GATEWAY, "*"),
             subjects.IDENTITY_CHANGED,
             subjects.CATALOG_CHANGED,
+            subjects.frames("*"),
         ),
     ),
     ROUTER: Permissions(
         publish=_unique(
             _inbox(GATEWAY),
             _inbox(OPERATOR),
+            subjects.frames("*"),
             f"{subjects.CALLS_COMPLETED}.*",
             f"{subjects.CALLS_FAILED}.*",
             subjects.CATALOG_CHANGED,

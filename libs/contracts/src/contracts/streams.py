@@ -51,14 +51,23 @@ CALLS: Final = StreamSpec(
     max_bytes=4 * _GIB,
 )
 USAGE: Final = StreamSpec("USAGE", (f"{subjects.USAGE_RECORDED}.*",), max_age_s=30 * _DAY_S, max_bytes=16 * _GIB)
-FRAMES: Final = StreamSpec(
-    "FRAMES",
-    (subjects.frames("*"),),
-    max_age_s=600,
-    max_bytes=_GIB // 4,
-    storage="memory",
-    duplicate_window_s=120,
-)
+ANSWERS_KEPT_S: Final = 600
+ANSWERS_KEPT_BYTES: Final = _GIB // 4
+
+
+def frames(kept_s: int, kept_bytes: int) -> StreamSpec:
+    """The stream of kept answers; when it is full, the oldest go first."""
+    return StreamSpec(
+        "FRAMES",
+        (subjects.frames("*"),),
+        max_age_s=kept_s,
+        max_bytes=kept_bytes,
+        storage="memory",
+        duplicate_window_s=min(kept_s, 120),
+    )
+
+
+FRAMES: Final = frames(ANSWERS_KEPT_S, ANSWERS_KEPT_BYTES)
 STREAMS: Final = (CALLS, USAGE, FRAMES)
 
 SETTLE: Final = ConsumerSpec(

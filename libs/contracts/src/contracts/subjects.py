@@ -63,7 +63,7 @@ def usage_recorded(kind: CallKind) -> str:
 
 
 def frames(call_id: str) -> str:
-    """Answer bytes of a call that asked to be resumable; memory storage only."""
+    """Frames of a call whose answer is kept; memory storage only."""
     return f"{ROOT}.frames.{call_id}"
 
 

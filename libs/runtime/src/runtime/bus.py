@@ -101,6 +101,12 @@ class Bus(Client):
         self._listeners[subscription._id] = _guarded(listener)  # noqa: SLF001 - the client's key for a subscription
         return subscription
 
+    async def unlisten(self, subscription: Subscription) -> None:
+        """End what `listen` began; a lost connection has ended it already."""
+        self._listeners.pop(subscription._id, None)  # noqa: SLF001 - the client's key for a subscription
+        if not self.is_closed:
+            await subscription.unsubscribe()
+
     def send(self, subject: str, payload: bytes, reply: str = "", headers: bytes = b"") -> None:
         """Publish without waiting; everything sent in one turn of the loop is written at once.
 

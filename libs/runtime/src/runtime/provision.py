@@ -19,13 +19,17 @@ from contracts import streams
 _log = structlog.get_logger("provision")
 
 
-async def provision(js: JetStreamContext) -> None:
+async def provision(js: JetStreamContext, kept_answers: streams.StreamSpec = streams.FRAMES) -> None:
     """Create or update everything.
+
+    Args:
+        js: as the user `provisioner`.
+        kept_answers: the stream of kept answers, with an operator's age and size.
 
     Raises:
         nats.errors.Error: the server is away, or a stream exists with settings that cannot be changed.
     """
-    for stream in streams.STREAMS:
+    for stream in (kept_answers if spec is streams.FRAMES else spec for spec in streams.STREAMS):
         config = StreamConfig(
             name=stream.name,
             subjects=list(stream.subjects),
@@ -63,11 +67,13 @@ async def provision(js: JetStreamContext) -> None:
             )
 
 
-async def watchdog(js: JetStreamContext, every_s: float = 30.0) -> None:
+async def watchdog(
+    js: JetStreamContext, every_s: float = 30.0, kept_answers: streams.StreamSpec = streams.FRAMES
+) -> None:
     """Provision again and again: a wiped NATS store gets its streams and consumers back without a restart."""
     while True:
         try:
-            await provision(js)
+            await provision(js, kept_answers)
         except (Error, TimeoutError) as error:
             _log.warning("provisioning failed", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(2)

@@ -18,11 +18,14 @@ from gateway.api.exchange import Chat
 from gateway.api.routes import build
 from gateway.api.services import Services
 from gateway.auth.principals import Principals
+from gateway.books import seek_lost_notices
 from gateway.dispatch import Dispatcher
 from gateway.http_protocol import Limits, limited
 from gateway.identity import store
 from gateway.identity.bootstrap import bootstrap
 from gateway.identity.keys import Keys
+from gateway.joining import joining
+from gateway.kept import KeptAnswers
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from runtime import postgres
@@ -64,7 +67,9 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
 
         dispatcher = Dispatcher(bus, process, settings)
         await dispatcher.start()
-        reserver = Reserver(bus, dispatcher.dispatch)
+        kept = KeptAnswers(bus, process, peers.outcomes, settings.settle_s, settings.call_ttl_s)
+        await kept.start()
+        reserver = Reserver(bus, dispatcher.dispatch, joining(kept))
         established = principals.established
         given = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         for name, work in (
@@ -72,6 +77,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             ("prices", prices.keep_fresh()),
             ("last use", principals.write_used()),
             ("sweep", dispatcher.run()),
+            ("lost notices", seek_lost_notices(dispatcher, peers.outcomes)),
             ("gauges", _gauges(dispatcher)),
             ("bootstrap", bootstrap(pool, pepper, given, keys.announce, peers.grant_welcome, _show_key, established)),
         ):
@@ -92,6 +98,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             full_name=partial(store.full_name, pool),
             ready=ready,
             billing=settings.billing == "credit",
+            kept=kept,
         )
         rest = build(services, settings.mount_path)
         if tracing.enabled:

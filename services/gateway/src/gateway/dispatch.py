@@ -34,6 +34,7 @@ LAST_WORD_S: Final = 0.5
 """A failed call's error frame may come this long after the books' notice: they travel on different connections."""
 UNREAD_BYTES_MAX: Final = 8 * 2**20
 """Answer bytes that wait for one slow client; above this it is treated as gone."""
+_NOT_ACCEPTED: Final = frozenset((Stage.RESERVING, Stage.DISPATCHED))
 
 
 class Dispatcher:
@@ -71,15 +72,17 @@ class Dispatcher:
 
     def close(self, call: OpenCall) -> None:
         """The caller has its answer, or has left; frames that still come are dropped."""
-        if call.gone and call.stage is Stage.DISPATCHED and call.error is None:
-            return  # no router is known that could be told: the one that accepts hears it then
+        if call.gone and call.error is None and call.stage in _NOT_ACCEPTED and _goes_on(call):
+            return  # the router that accepts is told then; until one does, a failure must be told to the books
+        if call.leave is not None:
+            call.leave()
         call.stage = Stage.OVER
         self._by_number.pop(call.header.number, None)
         self._by_id.pop(call.header.call_id, None)
 
     def dispatch(self, call: OpenCall) -> None:
         """The call's hold is reserved: hand it to one router, and tell the world that it was requested."""
-        if call.gone or call.stage is not Stage.RESERVING:
+        if (call.gone and not call.header.kept) or call.stage is not Stage.RESERVING:
             self._give_up(call, ErrorCode.CLIENT_CANCELLED, "The client left before the call was dispatched.")
             return
         call.stage = Stage.DISPATCHED
@@ -127,6 +130,8 @@ class Dispatcher:
             if call.writing_since is not None and now - call.writing_since > BLOCKED_S:
                 self._blocked(call)
             if call.error is not None:
+                if call.gone:
+                    self.close(call)
                 continue
             if call.due < now:
                 self._overdue(call)
@@ -179,7 +184,10 @@ class Dispatcher:
         call.chunk_bytes += len(payload)
         call.due = now + self._settings.idle_s
         if call.chunk_bytes > UNREAD_BYTES_MAX and call.header.stream:
-            self.left(call)
+            if call.header.kept:
+                self._blocked(call)
+            else:
+                self.left(call)
         call.wake()
 
     def _take(self, call: OpenCall, kind: FrameKind, payload: bytes, now: float) -> None:
@@ -188,11 +196,12 @@ class Dispatcher:
             call.stage = Stage.ACCEPTED
             call.due = now + self._settings.first_byte_s
             self._routers_heard[call.router] = now
-            if call.gone:
+            if call.gone and not call.header.kept:
                 self.cancel(call)
-                self.close(call)
             elif call.header.more_parts:
                 self._send_parts(call)
+            if call.gone:
+                self.close(call)
         elif kind is FrameKind.HEAD:
             head = _HEAD.decode(payload)
             call.answered_by = f"{head.provider}/{head.model}"
@@ -205,22 +214,36 @@ class Dispatcher:
             if call.settled is not None or call.chunks:
                 call.wake()
         else:
-            call.fail(_as_error(_FAILURE.decode(payload)))
+            call.fail(as_error(_FAILURE.decode(payload)))
 
     def _on_settled(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         for settled in _SETTLED.decode(payload).calls:
-            call = self._by_id.get(settled.call_id)
-            if call is None:
-                continue
-            if settled.state != events.CallState.SUCCESS:
-                # Its router's word, with the provider's own error, may still be on its way: that one counts.
-                stale = HubError(ErrorCode.STALE, "The call was closed before its answer was complete; try again.")
-                wait_s = LAST_WORD_S if call.held is None else 0.0
-                asyncio.get_running_loop().call_later(wait_s, call.fail, stale)
-                continue
-            call.settled = settled
-            if call.held is not None:
-                call.wake()
+            self.settled(settled)
+
+    def settled(self, settled: metering.SettledCall) -> None:
+        """The books' word on a call, by their notice or because they were asked."""
+        call = self._by_id.get(settled.call_id)
+        if call is None:
+            return
+        if settled.state != events.CallState.SUCCESS:
+            # Its router's word, with the provider's own error, may still be on its way: that one counts.
+            stale = HubError(ErrorCode.STALE, "The call was closed before its answer was complete; try again.")
+            wait_s = LAST_WORD_S if call.held is None else 0.0
+            asyncio.get_running_loop().call_later(wait_s, call.fail, stale)
+            return
+        call.settled = settled
+        if call.held is not None:
+            call.wake()
+
+    def unsettled(self, for_s: float) -> list[str]:
+        """Calls whose answer is complete for so long, at most a quarter of their wait, without a word of the books."""
+        settle_s = self._settings.settle_s
+        latest = time.monotonic() + settle_s - min(for_s, settle_s / 4)
+        return [
+            call.header.call_id
+            for call in self._by_number.values()
+            if call.stage is Stage.SETTLING and call.settled is None and call.error is None and call.due < latest
+        ]
 
     def _on_alive(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         self._routers_heard[payload.decode()] = time.monotonic()
@@ -235,11 +258,12 @@ class Dispatcher:
             self._undispatched(call)
 
     def left(self, call: OpenCall) -> None:
-        """The client has gone, or reads too slowly to count as present."""
+        """The client has gone, or reads too slowly to count as present. A call whose answer is kept goes on."""
         if call.gone or call.stage is Stage.OVER:
             return
         call.gone = True
-        self.cancel(call)
+        if not call.header.kept:
+            self.cancel(call)
         call.wake()
 
     def _blocked(self, call: OpenCall) -> None:
@@ -282,7 +306,8 @@ class Dispatcher:
         """A frame is missing or came twice: never splice over it."""
         _log.error("frames out of order", call_id=call.call_id, expected=call.next_sequence)
         call.fail(HubError(ErrorCode.UPSTREAM_BROKEN, "Part of the answer was lost inside the hub; try again."))
-        self.cancel(call, ErrorCode.UPSTREAM_BROKEN)
+        if not call.header.kept:  # there all of it can still be read
+            self.cancel(call, ErrorCode.UPSTREAM_BROKEN)
 
     def _send_parts(self, call: OpenCall) -> None:
         subject = subjects.inbox_parts(call.router)
@@ -320,7 +345,13 @@ class Dispatcher:
         )
 
 
-def _as_error(failure: frames.Failure) -> HubError:
+def _goes_on(call: OpenCall) -> bool:
+    """Whether a call that has not been accepted yet is dispatched, or was, although its client has left."""
+    return call.stage is Stage.DISPATCHED or call.header.kept
+
+
+def as_error(failure: frames.Failure) -> HubError:
+    """A router's word as the refusal that the caller reads."""
     return HubError(
         ErrorCode(failure.code),
         failure.message,

@@ -14,6 +14,7 @@ _SECONDS = Histogram(
     ["stream"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+JOINED = Counter("hub_gateway_joined", "Requests that were given to the call of an earlier one with the same key.")
 OPEN = Gauge("hub_gateway_calls_open", "Calls that are open now.")
 _STREAMS = _SECONDS.labels("true")
 _WHOLE = _SECONDS.labels("false")

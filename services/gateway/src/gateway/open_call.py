@@ -19,7 +19,9 @@ class Stage(IntEnum):
     ANSWERING = 4
     SETTLING = 5
     """The answer is whole; the books are awaited."""
-    OVER = 6
+    JOINED = 6
+    """It has no row of its own: it reads the answer of the call to which its Idempotency-Key belongs."""
+    OVER = 7
 
 
 @dataclass(slots=True, eq=False)
@@ -52,12 +54,18 @@ class OpenCall:
     """Drops the client's connection."""
     on_change: Callable[[], None] | None = None
     """Hears of every change."""
+    joined_call_id: str = ""
+    """The call whose answer is read instead of an own one."""
+    joins: int = 0
+    """How many calls it has joined."""
+    leave: Callable[[], None] | None = None
+    """Ends the reading of that answer."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def call_id(self) -> str:
-        """The call's id."""
-        return self.header.call_id
+        """Id of the call whose answer this is."""
+        return self.joined_call_id or self.header.call_id
 
     @property
     def ready(self) -> bool:
@@ -71,7 +79,7 @@ class OpenCall:
 
     def fail(self, error: HubError) -> None:
         """The caller gets an error instead of (the rest of) an answer; the first one counts."""
-        error.call_id = self.header.call_id
+        error.call_id = self.call_id
         self.refuse(error)
 
     def refuse(self, error: HubError) -> None:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from faststream.nats import NatsBroker
 
 from contracts.errors import ErrorCode, HubError
+from contracts.events import CallState
 from contracts.money import CreditsError, parse
 from contracts.rpc import catalog, identity, metering
 from contracts.rpc.envelope import Empty
@@ -13,6 +14,7 @@ from gateway.identity.keys import Keys
 from runtime.bus import Bus
 from runtime.rpc import answer, ask
 
+_OUTCOMES_S = 2.0
 _WHO = "operator"
 """Who asks by RPC: nobody but operators has a bus user that may."""
 
@@ -58,6 +60,18 @@ class Peers:
         """A call; of this account only, unless None."""
         request = metering.CallGet(call_id=call_id, account=account)
         return await ask(self._bus, metering.SERVICE, metering.CALL_GET, request, metering.CallView)
+
+    async def outcomes(self, call_ids: Sequence[str]) -> dict[str, metering.SettledCall]:
+        """The closed ones among at most 1,000 calls, by id."""
+        request = metering.CallOutcomes(call_ids=tuple(call_ids))
+        reply = await ask(
+            self._bus, metering.SERVICE, metering.CALL_OUTCOMES, request, metering.CallOutcomesReply, _OUTCOMES_S
+        )
+        return {
+            call.call_id: metering.SettledCall(call.call_id, call.state, call.credits)
+            for call in reply.calls
+            if call.state != CallState.PROCESSING
+        }
 
     async def balance(self, account: str) -> metering.Balance:
         """An account's balance; nothing for one that was never opened."""

@@ -23,6 +23,7 @@ from gateway.api import routes
 from gateway.api.services import Services
 from gateway.http_protocol import Limits, limited
 from gateway.identity import store
+from gateway.kept import KeptAnswers
 from runtime.rpc import answer, broker
 
 SNAPSHOT = catalog.Snapshot(
@@ -148,7 +149,10 @@ async def surface(
     async def is_ready() -> dict[str, bool]:
         return ready
 
-    services = Services(node.principals, prices, peers, partial(store.full_name, node.pool), is_ready, billing=True)
+    kept = KeptAnswers(node.bus, new_process_id("gateway"), peers.outcomes, settle_s=0.5, call_s=20.0)
+    await kept.start()
+    full_name = partial(store.full_name, node.pool)
+    services = Services(node.principals, prices, peers, full_name, is_ready, billing=True, kept=kept)
     config = uvicorn.Config(
         routes.build(services, mount_path),
         host="127.0.0.1",

@@ -86,6 +86,19 @@ async def test_an_unknown_and_an_unpriced_model_are_told_apart(surface: Any) -> 
     assert (unpriced.status_code, unpriced.json()["error"]["code"]) == (400, "model_unpriced")
 
 
+async def test_an_answer_is_given_to_the_user_who_made_the_call_only(surface: Any) -> None:
+    own, owner = await surface.key(), await surface.key("owner")
+    foreign = _call(own.account)
+    surface.books.calls[foreign.call_id] = foreign
+    path = f"/api/v2/calls/{foreign.call_id}/stream"
+    assert foreign.user != own.user
+    answers = [await surface.get(path, key) for key in (own, owner)]
+    answers.append(await surface.get("/api/v2/calls/x/stream", own))
+    assert {(answer.status_code, answer.json()["error"]["message"]) for answer in answers} == {
+        (404, "There is no such call.")
+    }
+
+
 async def test_a_call_is_shown_to_its_account_and_to_administrators_only(surface: Any) -> None:
     own, other, admin = await surface.key(), await surface.key(), await surface.key("admin")
     call = _call(own.account)

@@ -185,6 +185,42 @@ async def test_a_stream_is_written_as_it_comes_and_its_tail_after_the_books(port
     writer.close()
 
 
+async def test_a_resumable_stream_has_numbered_events(port: int, calls: Calls) -> None:
+    reader, writer = await _exchange(port, _request(STREAM, headers="x-hub-resumable: true\r\n"))
+    call = await calls.opened.get()
+    assert call.header.kept
+    assert call.reserve.idempotency_key is None
+    call.chunks.append(b"data: 1\n\ndata: 2\n\nda")
+    call.wake()
+    await _answer(reader)
+    assert await _chunk(reader) == b"data: 1\nid: 1\n\ndata: 2\nid: 2\n\n"
+    call.chunks.append(b"ta: 3")
+    call.wake()
+    _settle(call, b"\n\ndata: [DONE]\n\n", None)
+    assert await _chunk(reader) == b"data: 3\nid: 3\n\ndata: [DONE]\nid: 4\n\n"
+    assert await _chunk(reader) == b""
+    writer.close()
+
+
+async def test_an_ordinary_call_is_not_kept(port: int, calls: Calls) -> None:
+    _, writer = await _exchange(port, _request(BODY, headers="x-hub-resumable: false\r\n"))
+    call = await calls.opened.get()
+    assert not call.header.kept
+    assert call.reserve.body_digest == ""
+    writer.close()
+
+
+async def test_a_joined_call_is_answered_as_the_other_one_and_marked(port: int, calls: Calls) -> None:
+    reader, writer = await _exchange(port, _request(BODY, headers="idempotency-key: k\r\n"))
+    call = await calls.opened.get()
+    assert call.header.kept
+    call.joined_call_id = "other"
+    _settle(call)
+    status, headers, _ = await _answer(reader)
+    assert (status, headers["x-call-id"], headers["idempotent-replayed"]) == (200, "other", "true")
+    writer.close()
+
+
 async def test_a_stream_that_fails_after_its_first_byte_ends_with_an_error_event(port: int, calls: Calls) -> None:
     reader, writer = await _exchange(port, _request(STREAM))
     call = await calls.opened.get()
@@ -256,10 +292,11 @@ async def test_a_client_that_expects_100_continue_gets_it(port: int, calls: Call
         (_request(b"{", length=100), 408, "request_timeout"),
         (_request(b"{"), 400, "invalid_json"),
         (_request(BODY, headers="idempotency-key: " + "k" * 300 + "\r\n"), 400, "invalid_request"),
+        (_request(BODY, headers="x-hub-resumable: maybe\r\n"), 400, "invalid_request"),
         (_request(BODY).replace(KEY.text.encode(), b"wrong"), 401, "invalid_api_key"),
         (_request(BODY.replace(b"demo/echo", b"other")), 404, "model_not_found"),
     ],
-    ids=["too large", "slow body", "no JSON", "long key", "wrong key", "unknown model"],
+    ids=["too large", "slow body", "no JSON", "long key", "odd wish", "wrong key", "unknown model"],
 )
 async def test_refusals_answer_with_their_status(
     port: int, calls: Calls, request_bytes: bytes, status: int, code: str

@@ -113,6 +113,7 @@ def _row(call: ReserveCall) -> AdmissionRow | None:
         and max(map(len, texts)) <= _TEXT_MAX
         and "\x00" not in "".join(texts)
         and (call.idempotency_key is None or _DIGEST.fullmatch(call.idempotency_key) is not None)
+        and (not call.body_digest or _DIGEST.fullmatch(call.body_digest) is not None)
     ):
         return None
     candidates = _ENCODE(call.candidates).decode()
@@ -133,5 +134,5 @@ def _row(call: ReserveCall) -> AdmissionRow | None:
         call.key_id,
         call.trace_id,
         call.request_id,
-        call.idempotency_key,
+        None if call.idempotency_key is None else call.idempotency_key + call.body_digest,
     )

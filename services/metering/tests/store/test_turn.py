@@ -91,6 +91,41 @@ async def test_an_idempotency_key_belongs_to_the_call_that_was_admitted_first(hu
     await hub.assert_balanced()
 
 
+async def test_a_key_is_for_one_body_only(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    key, body = "ab" * 32, "cd" * 32
+    first = call(idempotency_key=key, body_digest=body)
+    assert await hub.reserve_batch(first) == ["reserved"]
+
+    same, other = call(idempotency_key=key, body_digest=body), call(idempotency_key=key, body_digest="ef" * 32)
+    unknown = call(idempotency_key=key)  # as an older gateway asks
+    reply = await hub.raw_reserve(msgspec.json.encode(ReserveBatch((same, other, unknown))))
+
+    assert [result.status for result in reply.results] == ["key_taken", "key_reused", "key_taken"]
+    assert {result.other_call_id for result in reply.results} == {first.call_id}
+    assert await hub.books.fetchval("select body from metering.idempotency where digest = $1", key) == body
+    await hub.assert_balanced()
+
+
+async def test_a_key_is_free_again_when_its_call_has_failed(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    key = "ab" * 32
+    first = call(idempotency_key=key, body_digest="cd" * 32)
+    await hub.reserve_batch(first)
+    await hub.publish(hub.failed(first))
+    await hub.until_settled(first)
+
+    second, third = (call(idempotency_key=key, body_digest=digit * 64) for digit in "12")
+    reply = await hub.raw_reserve(msgspec.json.encode(ReserveBatch((second, third))))
+
+    assert [result.status for result in reply.results] == ["reserved", "key_reused"]
+    assert reply.results[1].other_call_id == second.call_id
+    await hub.publish(hub.completed(second))
+    await hub.until_settled(second)
+    assert await hub.reserve_batch(call(idempotency_key=key, body_digest="1" * 64)) == ["key_taken"]
+    await hub.assert_balanced()
+
+
 async def test_cost_above_the_hold_is_not_charged(hub: Neighbours) -> None:
     await hub.open_account("did:a", "10")
     reserved = call(hold="0.1")

@@ -91,6 +91,7 @@ def test_what_a_provider_sent_cannot_make_a_fact_poisonous() -> None:
         {"ttl_s": -1.0},
         {"ttl_s": 1e12},
         {"idempotency_key": "short"},
+        {"idempotency_key": "ab" * 32, "body_digest": "short"},
         {"candidates": (Candidate("p\x00", "m", Rates()),)},
     ],
 )

@@ -1,4 +1,7 @@
-"""Frames to gateways: what is ready for a gateway at the same time leaves in one message."""
+"""Frames to gateways: what is ready for a gateway at the same time leaves in one message.
+
+Frames of a call whose answer is kept go to the stream of kept answers as well, in messages of their own.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -8,7 +11,7 @@ import structlog
 from nats.errors import Error as NatsError
 
 from contracts.frames import FrameKind, header
-from contracts.subjects import inbox_frames
+from contracts.subjects import frames, inbox_frames
 from runtime import failpoints
 from runtime.bus import Bus
 
@@ -26,6 +29,8 @@ class Lane:
     number: int
     sequence: int = 0
     waiting: list[bytes] = field(default_factory=list)
+    kept_as: str = ""
+    """The call's id, when its answer is kept."""
 
 
 class FramesOut:
@@ -84,26 +89,42 @@ class FramesOut:
         for lane in parcel.lanes:
             if lane.waiting:
                 parcel.frame(lane, FrameKind.DATA, _taken(lane))
+        if parcel.kept is not None:
+            self._keep(parcel.kept)
         try:
             failpoints.hit("provider_router.before_frames")
             self._bus.send(inbox_frames(gateway), b"".join(parcel.parts))
         except (NatsError, ConnectionError) as error:  # the gateway notices the gap, the client gets an error
             _log.warning("frames not sent", gateway=gateway, error=type(error).__name__)
 
+    def _keep(self, kept: dict[str, list[bytes]]) -> None:
+        for call_id, parts in kept.items():
+            try:
+                self._bus.send(frames(call_id), b"".join(parts))
+            except NatsError as error:  # readers notice the gap
+                _log.warning("frames not kept", call_id=call_id, error=type(error).__name__)
+
 
 class _Parcel:
     """What leaves together for one gateway."""
 
-    __slots__ = ("lanes", "parts", "size")
+    __slots__ = ("kept", "lanes", "parts", "size")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.lanes: list[Lane] = []
         """Those with bytes that wait."""
         self.size = 0
+        self.kept: dict[str, list[bytes]] | None = None
+        """Frames of answers that are kept, by call."""
 
     def frame(self, lane: Lane, kind: FrameKind, payload: bytes) -> None:
-        self.parts += (header(kind, lane.number, lane.sequence, len(payload)), payload)
+        frame = (header(kind, lane.number, lane.sequence, len(payload)), payload)
+        self.parts += frame
+        if lane.kept_as:
+            if self.kept is None:
+                self.kept = {}
+            self.kept.setdefault(lane.kept_as, []).extend(frame)
         lane.sequence += 1
 
 

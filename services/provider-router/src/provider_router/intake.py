@@ -102,7 +102,8 @@ class Intake:
             _log.error("call dispatched twice", call_id=header.call_id)
             return
         failpoints.hit("provider_router.before_accept")
-        call = RunningCall(header, body, meter(header), Lane(header.gateway, header.number))
+        lane = Lane(header.gateway, header.number, kept_as=header.call_id if header.kept else "")
+        call = RunningCall(header, body, meter(header), lane)
         if len(self.running) >= self.calls_max:
             self._refuse(call)
             return
@@ -179,7 +180,7 @@ class Intake:
     def _beat(self) -> None:
         """One request to each gateway that has calls here; nobody listening there means that it is gone."""
         now = time.monotonic()
-        gateways = {call.header.gateway for call in self.running.values()}
+        gateways = {call.header.gateway for call in self.running.values() if not call.orphaned}
         for gateway in gateways:
             if now - self._gateways_heard.setdefault(gateway, now) > GATEWAY_SILENT_S:
                 self._gateway_lost(gateway)
@@ -209,7 +210,11 @@ class Intake:
         _log.warning("gateway lost", gateway=gateway)
         self._gateways_heard.pop(gateway, None)
         for call in list(self.running.values()):
-            if call.header.gateway == gateway:
+            if call.header.gateway != gateway:
+                continue
+            if call.header.kept:
+                call.orphaned = True  # others can still read the answer: the client that resumes it, or repeats its key
+            else:
                 call.stop(ErrorCode.GATEWAY_LOST)
 
     async def _renew(self, older_than_s: float) -> None:

@@ -63,6 +63,8 @@ class RunningCall:
     stopped: ErrorCode | None = None
     """Why nobody waits for it any more."""
     task: asyncio.Task[None] | None = None
+    orphaned: bool = False
+    """Its gateway is gone, but its answer is kept: it goes on."""
 
     def stop(self, reason: ErrorCode) -> None:
         """End the call early; the first reason counts."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from contracts import frames
 from contracts.frames import FrameKind
+from contracts.subjects import frames as frames_of
 from contracts.subjects import inbox_frames
 from provider_router.frames_out import DATA_WAIT_S, FramesOut, Lane
 
@@ -107,6 +108,26 @@ async def test_a_message_is_bounded_and_nothing_is_lost_at_its_bound() -> None:
     assert max(len(payload) for _, payload in sent.messages) < 2.1 * 2**20
     assert b"".join(frame[3] for frame in sent.frames()) == piece * 7
     assert [frame[2] for frame in sent.frames()] == list(range(len(sent.frames())))
+
+
+async def test_frames_of_a_kept_answer_are_stored_too_each_call_s_by_itself() -> None:
+    sent = Sent()
+    out = frames_out(sent)
+    kept, other, plain = Lane("g", 1, kept_as="one"), Lane("g", 2, kept_as="two"), Lane("g", 3)
+    for lane in (kept, other, plain):
+        out.put(lane, FrameKind.HEAD, b"h")
+        out.data(lane, b"%d" % lane.number)
+    await asyncio.sleep(DATA_WAIT_S * 3)
+    out.put(kept, FrameKind.END, b"e")
+    await asyncio.sleep(0)
+    stored: dict[str, list[frames.Frame]] = {}
+    for subject, payload in sent.messages:
+        stored.setdefault(subject, []).extend(frames.unpack(payload))
+    assert stored.keys() == {inbox_frames("g"), frames_of("one"), frames_of("two")}
+    whole = [(FrameKind.HEAD, 1, 0, b"h"), (FrameKind.DATA, 1, 1, b"1"), (FrameKind.END, 1, 2, b"e")]
+    assert stored[frames_of("one")] == whole
+    assert stored[frames_of("two")] == [(FrameKind.HEAD, 2, 0, b"h"), (FrameKind.DATA, 2, 1, b"2")]
+    assert [frame for frame in stored[inbox_frames("g")] if frame[1] == 1] == whole
 
 
 async def test_each_gateway_hears_of_its_own_calls_only() -> None:

@@ -9,6 +9,8 @@ import nats.errors
 from contracts.permissions import PROVISIONER
 from hub_local import migrate as migrations
 from hub_local.commands.session import UsageError, run, running
+from hub_local.services import process_environment
+from hub_local.settings import read_settings
 from runtime.migrations import MigrationError
 from runtime.provision import provision as make
 
@@ -49,7 +51,7 @@ async def _provision(url: str | None) -> None:
             connect_timeout=5,
         )
         try:
-            await make(client.jetstream())
+            await make(client.jetstream(), read_settings(process_environment()).kept_answers)
         finally:
             await client.close()
     except nats.errors.Error as error:

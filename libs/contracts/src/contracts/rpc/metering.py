@@ -40,7 +40,9 @@ class ReserveCall(msgspec.Struct, frozen=True, omit_defaults=True):
     trace_id: str = ""
     request_id: str = ""
     idempotency_key: str | None = None
-    """Digest of account and Idempotency-Key, 64 hex digits."""
+    """Digest of account, user and Idempotency-Key, 64 hex digits."""
+    body_digest: str = ""
+    """Digest of what was asked under the Idempotency-Key, 64 hex digits; empty = any body will do."""
 
 
 class ReserveBatch(msgspec.Struct, frozen=True):
@@ -57,7 +59,9 @@ class ReserveStatus:
     """The id is known: a repeat. Money is unchanged."""
     NOT_ENOUGH: Final = "not_enough"
     KEY_TAKEN: Final = "key_taken"
-    """The Idempotency-Key belongs to `other_call_id`."""
+    """The Idempotency-Key belongs to `other_call_id`, which asked the same and has not failed."""
+    KEY_REUSED: Final = "key_reused"
+    """The Idempotency-Key belongs to `other_call_id`, which asked something else."""
     INVALID: Final = "invalid"
     """The hold or another value lies outside its domain; nothing was written."""
     UNAVAILABLE: Final = "unavailable"
@@ -210,7 +214,7 @@ class CallPage(Message):
 
 
 class CallOutcomes(Message):
-    """What became of these calls? Asked by a router whose `settled` notice went missing."""
+    """What became of these calls? Asked by a router or gateway whose `settled` notice went missing or never comes."""
 
     call_ids: tuple[str, ...] = Field(max_length=1000)
 

@@ -25,6 +25,7 @@ class RequestContext:
     request_id: str
     project: str
     idempotency_key: str | None
+    resumable: bool
     trace: TraceContext
 
 
@@ -67,7 +68,8 @@ def admit(
         key_id=principal.key_id,
         trace_id=context.trace.trace_id,
         request_id=context.request_id,
-        idempotency_key=_digest(principal.account, context.idempotency_key),
+        idempotency_key=_key_digest(principal, context.idempotency_key),
+        body_digest="" if context.idempotency_key is None else _body_digest(CallKind.CHAT, body),
     )
     header = DispatchHeader(
         call_id=call_id,
@@ -88,12 +90,18 @@ def admit(
         trace_id=context.trace.trace_id,
         include_usage=peek.include_usage,
         more_parts=max(0, -(-len(body) // dispatch.PART_BYTES) - 1),
+        kept=context.resumable or context.idempotency_key is not None,
     )
     return OpenCall(header, body, reserve, due=time.monotonic() + settings.accept_s * 2)
 
 
-def _digest(account: str, key: str | None) -> str | None:
-    """An Idempotency-Key belongs to its account; only the digest leaves the gateway."""
+def _key_digest(principal: Principal, key: str | None) -> str | None:
+    """An Idempotency-Key belongs to its account and user; only the digest leaves the gateway."""
     if key is None:
         return None
-    return hashlib.sha256(f"{account}\n{key}".encode()).hexdigest()
+    return hashlib.sha256(f"{principal.account}\n{principal.user}\n{key}".encode()).hexdigest()
+
+
+def _body_digest(kind: CallKind, body: bytes) -> str:
+    """What was asked, by kind and body, so that a key is never answered with the answer to something else."""
+    return hashlib.sha256(f"{kind}\n".encode() + body).hexdigest()

@@ -23,13 +23,17 @@ _SUBJECT: Final = subjects.rpc(metering.SERVICE, metering.RESERVE)
 RESERVE_S: Final = 3.0
 BATCH_MAX: Final = 256
 
+Taken = Callable[[OpenCall, str, Callable[[OpenCall], None]], None]
+"""A call whose Idempotency-Key belongs to another one, that one's id, and how to reserve the call after all."""
+
 
 class Reserver:
     """Collects calls per turn and asks metering once for all of them."""
 
-    def __init__(self, bus: Bus, reserved: Callable[[OpenCall], None]) -> None:
+    def __init__(self, bus: Bus, reserved: Callable[[OpenCall], None], taken: Taken) -> None:
         self._bus = bus
         self._reserved = reserved
+        self._taken = taken
         self._waiting: list[OpenCall] = []
 
     def reserve(self, call: OpenCall) -> None:
@@ -75,11 +79,14 @@ class Reserver:
                 )
             )
         elif result.status == status.KEY_TAKEN:
+            self._taken(call, result.other_call_id, self.reserve)
+        elif result.status == status.KEY_REUSED:
             call.refuse(
                 HubError(
-                    ErrorCode.IDEMPOTENCY_CONFLICT,
-                    f"This Idempotency-Key already belongs to call {result.other_call_id}; "
-                    f"GET /api/v2/calls/{result.other_call_id} tells what became of it.",
+                    ErrorCode.IDEMPOTENCY_MISMATCH,
+                    f"This Idempotency-Key belongs to call {result.other_call_id}, which had another body; "
+                    "send a new key for a new request.",
+                    param="Idempotency-Key",
                     call_id=result.other_call_id,
                 )
             )

@@ -26,6 +26,7 @@ from gateway.api import edge, errors
 from gateway.auth import credential
 from gateway.auth.principals import Principal, Principals
 from gateway.dispatch import Dispatcher
+from gateway.event_ids import EventIds
 from gateway.open_call import OpenCall
 from gateway.relay import with_credits
 from gateway.settings import Settings
@@ -34,6 +35,7 @@ from runtime.telemetry import CallSpan, Tracing, read_traceparent
 
 _log = structlog.get_logger("chat")
 _IDEMPOTENCY_KEY_MAX: Final = 255
+_SWITCH: Final = {b"true": True, b"1": True, b"false": False, b"0": False}
 _CORS: Final = b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\n"
 _STREAM_HEAD: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -116,6 +118,8 @@ class ChatExchange:
         self._served = False
         self._head_sent = False
         self._due = False
+        self._ids: EventIds | None = None
+        """Numbers the events of a stream that its client wants to resume."""
         self._call: OpenCall | None = None
         self._task: asyncio.Task[None] | None = None
         self._body_timer: asyncio.TimerHandle | None = None
@@ -228,6 +232,7 @@ class ChatExchange:
             request_id=self._request_id,
             project=credential.project(self._named.get(credential.PROJECT_HEADER, b"")),
             idempotency_key=_idempotency_key(self._named.get(b"idempotency-key")),
+            resumable=_resumable(self._named.get(b"x-hub-resumable")),
             trace=self._span.context,
         )
         call = admit(
@@ -240,6 +245,8 @@ class ChatExchange:
             number=chat.dispatcher.next_number(),
             gateway=chat.process,
         )
+        if context.resumable and asked.stream:
+            self._ids = EventIds()
         call.abort = self._connection.transport.abort
         call.on_change = self._changed
         self._call = call
@@ -283,11 +290,11 @@ class ChatExchange:
         if call.ready and call.settled is not None:
             call.chunks.append(with_credits(call.held or b"", call.splice_at, call.settled, call.answered_by))
             failpoints.hit("gateway.before_final_frame")
-            self._write(self._stream_head(), *self._framed(call.take()), b"0\r\n\r\n" if self._chunked else b"")
+            self._write(self._stream_head(), *self._events(call), b"0\r\n\r\n" if self._chunked else b"")
             self._finish(call)
             return
         if call.chunks:
-            self._write(self._stream_head(), *self._framed(call.take()))
+            self._write(self._stream_head(), *self._events(call))
         if call.error is not None:
             self._end_broken(call, call.error)
 
@@ -318,9 +325,18 @@ class ChatExchange:
         lines.append(f"x-request-id: {self._request_id}\r\nx-trace-id: {self._span.context.trace_id}\r\n".encode())
         if self._call is not None and status < 400:  # noqa: PLR2004 - error answers name it themselves
             lines.append(f"x-call-id: {self._call.call_id}\r\n".encode())
+            if self._call.joined_call_id:
+                lines.append(b"idempotent-replayed: true\r\n")
         lines.append(_CORS)
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         return b"".join(lines)
+
+    def _events(self, call: OpenCall) -> tuple[bytes, ...]:
+        """What has come, numbered if the client asked for it; an empty piece would end the body."""
+        data = call.take()
+        if self._ids is not None:
+            data = self._ids.feed(data)
+        return self._framed(data) if data else ()
 
     def _framed(self, data: bytes) -> tuple[bytes, ...]:
         return (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
@@ -372,6 +388,15 @@ class ChatExchange:
     def _too_large(self) -> HubError:
         limit = self._chat.settings.body_bytes_max
         return HubError(ErrorCode.PAYLOAD_TOO_LARGE, f"The body is above the limit of {limit} bytes; send less.")
+
+
+def _resumable(given: bytes | None) -> bool:
+    if given is None:
+        return False
+    text = given.strip().lower()
+    if text not in _SWITCH:
+        raise HubError(ErrorCode.INVALID_REQUEST, "`x-hub-resumable` is true or false.", param="x-hub-resumable")
+    return _SWITCH[text]
 
 
 def _idempotency_key(given: bytes | None) -> str | None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
-from gateway.api import calls, errors, models, status, user
+from gateway.api import calls, errors, models, resume, status, user
 from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
@@ -38,6 +38,7 @@ class Route(NamedTuple):
     methods: tuple[str, ...] = ("GET",)
 
 
+RESUME_PATH: Final = "/api/v2/calls/{call_id}/stream"
 _E = ErrorCode
 ROUTES: Final = (
     Route("/healthz", status.healthz, None, "openai", (_E.SERVICE_UNAVAILABLE,), ("GET", "HEAD")),
@@ -46,6 +47,7 @@ ROUTES: Final = (
     Route("/api/v2/models/{model_id:path}", models.one, "guest", "openai", (_E.MODEL_NOT_FOUND, _E.MODEL_UNPRICED)),
     Route("/v1/models/{model_id:path}", models.one, "guest", "openai", (_E.MODEL_NOT_FOUND, _E.MODEL_UNPRICED)),
     Route("/api/v2/calls/{call_id}", calls.one, "guest", "openai", (_E.NOT_FOUND,)),
+    Route(RESUME_PATH, resume.stream, "guest", "openai", (_E.INVALID_REQUEST, _E.NOT_FOUND, _E.SETTLEMENT_TIMEOUT)),
     Route("/api/v2/status", status.available, "guest", "openai", (_E.INVALID_REQUEST,)),
     Route("/api/user/info", user.info, "guest", "admin"),
 )
@@ -58,6 +60,7 @@ _CHAT_REFUSALS: Final = (
     _E.MODEL_NOT_FOUND,
     _E.REQUEST_TIMEOUT,
     _E.IDEMPOTENCY_CONFLICT,
+    _E.IDEMPOTENCY_MISMATCH,
     _E.PAYLOAD_TOO_LARGE,
     _E.UPSTREAM_RATE_LIMITED,
     _E.UPSTREAM_UNAVAILABLE,
@@ -190,23 +193,33 @@ def _with_chat(document: dict[str, Any], mount_path: str) -> dict[str, Any]:
     for path in CHAT_PATHS:
         words = path.strip("/").replace("/", "_")
         document["paths"][mount_path + path] = {"post": _chat_operation(f"post_{words}")}
+    document["paths"][mount_path + RESUME_PATH]["get"]["responses"]["200"] = _answer("The rest of the answer.")
     for route in ROUTES:
         if route.role is None:
             document["paths"][mount_path + route.path]["get"]["security"] = []
     return document
 
 
-def _chat_operation(operation_id: str) -> dict[str, Any]:
+def _answer(description: str) -> dict[str, Any]:
+    """OpenAPI response of an answer."""
     answer = {"description": "OpenAI's `chat.completion`, with `usage.credits` and `usage.call_id`.", "type": "object"}
     events = {"description": "OpenAI's `chat.completion.chunk` events, then `[DONE]`.", "type": "string"}
+    content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": events}}
+    return {"description": description, "content": content}
+
+
+def _chat_operation(operation_id: str) -> dict[str, Any]:
     return {
         "summary": "Chat completion",
         "description": "OpenAI's chat completion; unknown fields go to the provider as they are. Success is answered "
-        "when the call is in the books.",
+        "when the call is in the books. A request that repeats an `Idempotency-Key` gets the answer of the first one, "
+        "with `idempotent-replayed: true`. Events of a stream with `x-hub-resumable: true` are numbered: the rest of a "
+        "stream that was lost is at `GET /api/v2/calls/{x-call-id}/stream`.",
         "operationId": operation_id,
         "tags": ["role guest"],
         "parameters": [
             {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
+            {"name": "x-hub-resumable", "in": "header", "schema": {"type": "string", "enum": ["true", "false"]}},
             {"name": "x-request-id", "in": "header", "schema": {"type": "string", "maxLength": 128}},
             {"name": "x-aigne-hub-client-did", "in": "header", "schema": {"type": "string", "maxLength": 200}},
             {"name": "traceparent", "in": "header", "schema": {"type": "string"}},
@@ -216,10 +229,7 @@ def _chat_operation(operation_id: str) -> dict[str, Any]:
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{_REQUEST_SCHEMA}"}}},
         },
         "responses": {
-            "200": {
-                "description": "The answer, whole or as a stream of events.",
-                "content": {"application/json": {"schema": answer}, "text/event-stream": {"schema": events}},
-            },
+            "200": _answer("The answer, whole or as a stream of events."),
             **{str(number): response for number, response in _responses(_CHAT_REFUSALS, "openai").items()},
         },
     }

@@ -12,6 +12,7 @@ from gateway.admission.prices import Prices
 from gateway.auth import credential
 from gateway.auth.principals import Principal, Principals
 from gateway.auth.roles import at_least
+from gateway.kept import KeptAnswers
 from gateway.rpc import Peers
 
 SERVICES: Final = "services"
@@ -30,6 +31,7 @@ class Services:
     ready: Callable[[], Awaitable[dict[str, bool]]]
     """Names of what the gateway needs, and whether each answers now."""
     billing: bool
+    kept: KeptAnswers
 
 
 def services(request: Request) -> Services:
