@@ -15,7 +15,7 @@ from contracts import dispatch, frames, subjects
 from contracts.cloudevent import UsageEvent
 from contracts.events import CallCompleted, CallFailed, CallRequested
 from contracts.permissions import GATEWAY, JANITOR, METERING, OPERATOR, ROUTER
-from contracts.rpc import catalog, identity, metering
+from contracts.rpc import catalog, identity, metering, what_if
 from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, FRAMES, USAGE
 
@@ -84,6 +84,8 @@ _PART: Final = Octets("Call id (36 bytes of text), number of the part u32, big-e
 _EMPTY: Final = Octets("Empty.")
 _PROCESS_ID: Final = Octets("The router's process id, as text.")
 _PEOPLE: Final = (OPERATOR,)
+_ADMINS: Final = (GATEWAY, OPERATOR)
+"""The operator, and administrators by way of the HTTP API."""
 
 CHANNELS: Final = (
     # The path of a call.
@@ -160,6 +162,8 @@ CHANNELS: Final = (
          "Calls, newest first."),
     _rpc(METERING, metering.CALL_OUTCOMES, (ROUTER, GATEWAY), metering.CallOutcomes, metering.CallOutcomesReply,
          "What became of these calls."),
+    _rpc(METERING, what_if.WHAT_IF, _PEOPLE, what_if.WhatIf, what_if.WhatIfReply,
+         "What past calls would have cost with other rates."),
     _rpc(METERING, metering.STALE, (JANITOR,), metering.StaleCalls, metering.StaleReply,
          "Calls whose lease has ended."),
     _rpc(METERING, metering.BALANCE, (GATEWAY, OPERATOR), metering.BalanceGet, metering.Balance,
@@ -169,8 +173,22 @@ CHANNELS: Final = (
          "Open accounts with a welcome grant."),
     _rpc(ROUTER, catalog.SNAPSHOT, (GATEWAY, OPERATOR), catalog.SnapshotGet, catalog.Snapshot,
          "Providers and rates, all that admission needs."),
-    _rpc(ROUTER, catalog.RATES_SET, _PEOPLE, catalog.RatesSet, catalog.RateView, "A new rate version."),
-    _rpc(ROUTER, catalog.RATES_LIST, _PEOPLE, catalog.RatesList, catalog.RatesPage, "Rates in force."),
+    _rpc(ROUTER, catalog.RATES_SET, _ADMINS, catalog.RatesSet, catalog.RateView, "A new rate version."),
+    _rpc(ROUTER, catalog.RATES_LIST, _ADMINS, catalog.RatesList, catalog.RatesPage, "Rates in force."),
+    _rpc(ROUTER, catalog.RATES_HISTORY, _ADMINS, catalog.RatesHistory, catalog.RateVersions,
+         "Rate versions, newest first."),
+    _rpc(ROUTER, catalog.RATES_DEPRECATE, _ADMINS, catalog.RatesDeprecate, catalog.RateView,
+         "Take models out of service, or put them back."),
+    _rpc(ROUTER, catalog.RATES_SYNC, _ADMINS, catalog.RatesSync, catalog.RatesChanged,
+         "Import unit costs from the price package."),
+    _rpc(ROUTER, catalog.RATES_MARGIN, _ADMINS, catalog.RatesMargin, catalog.RatesChanged,
+         "Compute imported rates again with another margin."),
+    _rpc(ROUTER, catalog.RATES_CHECK, (*_ADMINS, JANITOR), catalog.RatesCheck, catalog.CheckReport,
+         "Hold rates against what vendors take now."),
+    _rpc(ROUTER, catalog.RATES_PROPOSALS, _ADMINS, catalog.RatesProposals, catalog.Proposals,
+         "Rate changes that wait for approval."),
+    _rpc(ROUTER, catalog.RATES_DECIDE, _ADMINS, catalog.RatesDecide, catalog.Decided,
+         "Approve or refuse a rate change, once."),
     _rpc(GATEWAY, identity.KEY_CREATE, _PEOPLE, identity.KeyCreate, identity.KeyCreated, "Make an access key."),
     _rpc(GATEWAY, identity.KEYS_CREATE, _PEOPLE, identity.KeysCreate, identity.KeysCreated,
          "Make many users with a key each."),

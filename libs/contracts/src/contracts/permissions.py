@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from contracts import streams, subjects
+from contracts.rpc import catalog
 
 GATEWAY: Final = "gateway"
 ROUTER: Final = "provider-router"
@@ -87,6 +88,7 @@ USERS: Final[dict[str, Permissions]] = {
     ROUTER: Permissions(
         publish=_unique(
             _inbox(GATEWAY),
+            _inbox(JANITOR),
             _inbox(OPERATOR),
             subjects.frames("*"),
             f"{subjects.CALLS_COMPLETED}.*",
@@ -121,6 +123,7 @@ USERS: Final[dict[str, Permissions]] = {
     JANITOR: Permissions(
         publish=_unique(
             subjects.rpc(METERING, "*"),
+            subjects.rpc(ROUTER, catalog.RATES_CHECK),
             f"{subjects.CALLS_FAILED}.*",
             *_write_bucket(streams.DUTY_LEASES),
         ),

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import TypeVar
 
 from faststream.nats import NatsBroker
+from pydantic import BaseModel
 
 from contracts.errors import ErrorCode, HubError
 from contracts.events import CallState
@@ -15,6 +17,7 @@ from runtime.bus import Bus
 from runtime.rpc import answer, ask
 
 _OUTCOMES_S = 2.0
+A = TypeVar("A", bound=BaseModel)
 _WHO = "operator"
 """Who asks by RPC: nobody but operators has a bus user that may."""
 
@@ -55,6 +58,10 @@ class Peers:
     async def snapshot(self) -> catalog.Snapshot:
         """Providers, models and rates."""
         return await ask(self._bus, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet(), catalog.Snapshot)
+
+    async def ask_catalog(self, method: str, request: BaseModel, reply: type[A], timeout_s: float = 5.0) -> A:
+        """A question about rates, in the name of an administrator."""
+        return await ask(self._bus, catalog.SERVICE, method, request, reply, timeout_s)
 
     async def call(self, call_id: str, account: str | None) -> metering.CallView:
         """A call; of this account only, unless None."""

@@ -61,6 +61,16 @@ class Books:
     calls: dict[str, metering.CallView] = field(default_factory=dict)
     grants: list[metering.Grant] = field(default_factory=list)
     opened: list[metering.AccountsOpen] = field(default_factory=list)
+    rates: list[catalog.RatesSet] = field(default_factory=list)
+
+    async def set_rates(self, asked: catalog.RatesSet) -> catalog.RateView:
+        if asked.expected_version != len(self.rates):
+            raise HubError(ErrorCode.CONFLICT, "Changed meanwhile.", param="expected_version")
+        self.rates.append(asked)
+        return SNAPSHOT.rates[0]
+
+    async def list_rates(self, asked: catalog.RatesList) -> catalog.RatesPage:
+        return catalog.RatesPage(rates=tuple(rate for rate in SNAPSHOT.rates if (asked.pattern or "") in rate.pattern))
 
     async def balance(self, asked: metering.BalanceGet) -> metering.Balance:
         zero = Decimal(0)
@@ -125,6 +135,8 @@ async def books(nats_url: Callable[[str], str], stack: AsyncExitStack) -> Books:
             answer(on, service, metering.ACCOUNTS_OPEN, metering.AccountsOpen, metering.AccountsOpened, books.open)
         else:
             answer(on, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet, catalog.Snapshot, _snapshot)
+            answer(on, catalog.SERVICE, catalog.RATES_SET, catalog.RatesSet, catalog.RateView, books.set_rates)
+            answer(on, catalog.SERVICE, catalog.RATES_LIST, catalog.RatesList, catalog.RatesPage, books.list_rates)
         await on.start()
         stack.push_async_callback(on.stop)
     return books

@@ -1,3 +1,4 @@
+import itertools
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +10,12 @@ from contracts.rpc.metering import AttemptView, CallView
 from gateway.api import routes
 from gateway.api.dialects import CHAT_PATHS
 
-PATHS_WITH_KEY = [route.path for route in routes.ROUTES if route.role is not None]
+PATHS_WITH_KEY = [(route.methods[0], route.path) for route in routes.ROUTES if route.role is not None]
+HEADERS_OF_STRANGERS: tuple[dict[str, str], ...] = (
+    {},
+    {"authorization": "Bearer nonsense"},
+    {"x-user-did": "z1", "x-user-role": "owner"},
+)
 
 
 def _concrete(path: str) -> str:
@@ -152,15 +158,14 @@ async def test_an_account_that_was_never_opened_has_nothing(surface: Any) -> Non
     assert body["creditBalance"]["balance"] == "0.0000000000"
 
 
-@pytest.mark.parametrize("path", PATHS_WITH_KEY)
 @pytest.mark.parity(35, 36)
-async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface: Any, path: str) -> None:
-    for headers in ({}, {"authorization": "Bearer nonsense"}, {"x-user-did": "z1", "x-user-role": "owner"}):
-        answer = await surface.get(_concrete(path), **headers)
-        assert answer.status_code == 401
+async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface: Any) -> None:
+    for (method, path), headers in itertools.product(PATHS_WITH_KEY, HEADERS_OF_STRANGERS):
+        answer = await surface.http.request(method, _concrete(path), headers=headers)
+        assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-should-retry"] == "false"
-        if path.startswith("/api/user"):
+        if path.startswith(("/api/user", "/api/admin")):
             assert answer.json() == {"code": "forbidden", "error": "not authorized"}
         else:
             assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc.catalog import ProviderView, RateView, Snapshot
-from contracts.usage import Candidate, Rates
+from contracts.usage import Candidate, Piece, PieceRate, Rates, Tier, Usage
 from gateway.admission.peek import Peek
 from gateway.admission.prices import (
     MEDIA_TOKENS,
@@ -211,8 +211,80 @@ def test_the_dearest_candidate_and_rate_decide_and_the_sum_is_rounded_up() -> No
     assert hold_upper_bound(_peek(), (Candidate("a", "m", Rates()),), 4096) == 0
 
 
+def test_the_dearest_tier_that_the_body_can_reach_is_held_and_none_beyond() -> None:
+    tiered = Candidate("a", "m", Rates("1", "1", tiers=(Tier(1000, "2", "5"), Tier(5000, "9", "9"))))
+    assert hold_upper_bound(_peek(body_bytes=1000, max_output_tokens=10), (tiered,), 4096) == 1010
+    assert hold_upper_bound(_peek(body_bytes=1001, max_output_tokens=10), (tiered,), 4096) == 2052
+    assert hold_upper_bound(_peek(body_bytes=5001, max_output_tokens=10), (tiered,), 4096) == 45099
+
+
+def test_pieces_are_held_at_the_rate_that_fits_them() -> None:
+    images = Candidate("a", "m", Rates(pieces=(PieceRate("image", "0.04"), PieceRate("image", "0.08", quality="hd"))))
+    held = hold_upper_bound(_peek(), (images,), 4096, (Piece("image", "3", quality="hd"),))
+    assert held == Decimal("0.24")
+
+
+@pytest.mark.parity(111)
+async def test_a_deprecated_model_is_neither_listed_nor_served_even_without_billing() -> None:
+    gone = _rate("openai/gpt-4o").model_copy(update={"deprecated": True})
+    snapshot = SNAPSHOT.model_copy(update={"rates": (gone, *SNAPSHOT.rates[1:])})
+    for billing in ("credit", "off"):
+        prices = await _prices(snapshot, billing=billing, unpriced="free")  # type: ignore[arg-type]
+        assert "openai/gpt-4o" not in [model.id for model in prices.catalog.models()]
+        assert _names(prices.resolve("gpt-4o")) == ["azure/gpt-4o"]
+        with pytest.raises(HubError) as caught:
+            prices.resolve("openai/gpt-4o")
+        assert (caught.value.code, caught.value.param) == (ErrorCode.MODEL_NOT_FOUND, "model")
+        assert "deprecated" in caught.value.message
+        with pytest.raises(HubError):
+            prices.catalog.model("openai/gpt-4o")
+
+
+async def test_rates_travel_with_all_their_units() -> None:
+    whole = RateView.model_validate(
+        {
+            **_rate("openai/gpt-4o").model_dump(),
+            "cache_write_1h": "4",
+            "tiers": [{"above": 10, "input": "5", "output": "6", "cache_read": "7"}],
+            "pieces": [{"unit": "image", "rate": "8", "size": "s", "quality": "q"}],
+        }
+    )
+    (candidate,) = (await _prices(SNAPSHOT.model_copy(update={"rates": (whole,)}))).resolve("openai/gpt-4o")
+    assert candidate.rates == Rates(
+        "0.001",
+        "0.001",
+        cache_write_1h="4",
+        tiers=(Tier(10, "5", "6", "7"),),
+        pieces=(PieceRate("image", "8", "s", "q"),),
+    )
+
+
 _RATE = st.decimals(0, 10, places=12).map(lambda value: format(value, "f"))
-_RATES = st.builds(Rates, _RATE, _RATE, st.none() | _RATE, st.none() | _RATE, st.none() | _RATE, _RATE)
+_SOME = st.none() | _RATE
+_TIERS = st.lists(
+    st.builds(Tier, st.integers(1, 10**6), _RATE, _RATE, _SOME, _SOME, _SOME, _SOME),
+    max_size=2,
+    unique_by=lambda tier: tier.above,
+).map(lambda found: tuple(sorted(found, key=lambda tier: tier.above)))
+_RATES = st.builds(Rates, _RATE, _RATE, _SOME, _SOME, _SOME, _RATE, _SOME, _TIERS)
+
+
+def _bill(used: Usage, rates: Rates) -> Decimal:
+    """What a usage costs, written down once more."""
+    part: Rates | Tier = rates
+    for tier in rates.tiers:
+        if used.prompt_tokens > tier.above:
+            part = tier
+    write = part.input if part.cache_write is None else part.cache_write
+    return (
+        used.input_tokens * Decimal(part.input)
+        + used.cache_read_tokens * Decimal(part.input if part.cache_read is None else part.cache_read)
+        + used.cache_write_tokens * Decimal(write)
+        + used.cache_write_1h_tokens * Decimal(write if part.cache_write_1h is None else part.cache_write_1h)
+        + used.output_tokens * Decimal(part.output)
+        + used.reasoning_tokens * Decimal(part.output if part.reasoning is None else part.reasoning)
+        + Decimal(rates.request)
+    )
 
 
 @given(st.lists(_RATES, min_size=1, max_size=3), st.data())
@@ -220,17 +292,9 @@ def test_no_usage_within_the_bounds_costs_more_than_the_hold(rates: list[Rates],
     candidates = tuple(Candidate(str(index), "m", rate) for index, rate in enumerate(rates))
     seen = _peek(body_bytes=data.draw(st.integers(1, 10**6)), choices=data.draw(st.integers(1, 4)))
     hold = hold_upper_bound(seen, candidates, 4096)
-    inputs, outputs = hold_input_tokens(seen), hold_output_tokens(seen, 4096)
-    read, write = (data.draw(st.integers(0, inputs)) // 2 for _ in range(2))
+    prompt, outputs = data.draw(st.integers(0, hold_input_tokens(seen))), hold_output_tokens(seen, 4096)
+    read, write, hour = (data.draw(st.integers(0, prompt)) // 3 for _ in range(3))
     reasoning = data.draw(st.integers(0, outputs))
-    paying = data.draw(st.sampled_from(rates))
-    cost = (
-        (inputs - read - write) * Decimal(paying.input)
-        + read * Decimal(paying.cache_read or paying.input)
-        + write * Decimal(paying.cache_write or paying.input)
-        + (outputs - reasoning) * Decimal(paying.output)
-        + reasoning * Decimal(paying.reasoning or paying.output)
-        + Decimal(paying.request)
-    )
-    assert hold >= cost
+    used = Usage(prompt - read - write - hour, outputs - reasoning, read, write, reasoning, cache_write_1h_tokens=hour)
+    assert hold >= _bill(used, data.draw(st.sampled_from(rates)))
     assert hold.as_tuple().exponent == -10

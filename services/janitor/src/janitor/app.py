@@ -14,7 +14,7 @@ from nats.js.kv import KeyValue
 from contracts import subjects
 from contracts.events import now_text
 from contracts.streams import DUTY_LEASES
-from janitor.duties import stale_calls
+from janitor.duties import rate_check, stale_calls
 from janitor.leases import DutyLease
 from janitor.schedule import Duty, keep
 from janitor.settings import Settings
@@ -58,7 +58,11 @@ async def janitor(settings: Settings, process: str) -> AsyncIterator[None]:
 def table(settings: Settings, bus: Bus, js: JetStreamContext, tracing: Tracing) -> tuple[Duty, ...]:
     """All duties: name, period, jitter, lease, what to do."""
     close_stale = partial(stale_calls.close_stale_calls, bus, js, tracing, settings.lease_s, now_text)
-    return (Duty(stale_calls.NAME, settings.stale_period_s, 0.1, settings.duty_lease_s, close_stale),)
+    check_rates = partial(rate_check.check_rates, bus, apply=settings.rates_auto_update)
+    return (
+        Duty(stale_calls.NAME, settings.stale_period_s, 0.1, settings.duty_lease_s, close_stale),
+        Duty(rate_check.NAME, settings.rates_check_period_s, 0.1, rate_check.LEASE_S, check_rates),
+    )
 
 
 async def _connected(settings: Settings, process: str, inbox: str) -> Bus:

@@ -31,7 +31,7 @@ class Duty:
     """Share of the period by which a pause is shortened or lengthened, so that duties do not march in step."""
     lease_s: float
     """A run that takes longer is cut off: another janitor may have taken over. Runs must be safe to repeat."""
-    run: Callable[[], Awaitable[None]]
+    run: Callable[[], Awaitable[object]]
 
 
 async def keep(duty: Duty, lease: DutyLease) -> None:

@@ -10,6 +10,13 @@ class Settings(ServiceSettings):
 
     lease_s: float = Field(30.0, gt=0, description="Seconds that a call stays open without a sign of its router.")
     stale_period_s: float = Field(2.0, gt=0, le=60, description="Seconds between two looks for calls to close.")
+    rates_check_period_s: float = Field(
+        21_600.0, gt=0, description="Seconds between two checks of rates against costs."
+    )
+    rates_auto_update: bool = Field(
+        default=False,
+        description="Let the check change rates whose cost moved by less than 10 %, and propose the others.",
+    )
     duty_lease_s: float = Field(
         4.0, ge=0.5, le=60, description="Seconds of silence after which another janitor takes over a duty."
     )

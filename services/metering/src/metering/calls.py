@@ -17,13 +17,13 @@ from contracts.rpc.metering import (
     CallPage,
     CallView,
 )
+from metering.stored import COUNTS, usage_of
 from metering.times import iso_ms
 from runtime.postgres import Pool
 
 _ONE: Final = "select * from metering.model_call where id = $1 and ($2::text is null or account = $2)"
 _ATTEMPTS: Final = "select * from metering.attempt where call_id = any ($1) order by call_id, number"
 _OUTCOMES: Final = "select id, state, credits from metering.model_call where id = any ($1)"
-_COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
 async def get(pool: Pool, request: CallGet) -> CallView:
@@ -83,7 +83,12 @@ async def outcomes(pool: Pool, request: CallOutcomes) -> CallOutcomesReply:
 def _view(row: asyncpg.Record, attempts: list[asyncpg.Record]) -> CallView:
     usage: dict[str, int | str] | None = None
     if row["usage_source"] is not None:
-        usage = {name: row[name] for name in _COUNTS} | {"source": row["usage_source"]}
+        used = usage_of(row)
+        usage = {name: getattr(used, name) for name in COUNTS} | {"source": row["usage_source"]}
+        if used.cache_write_1h_tokens:
+            usage["cache_write_1h_tokens"] = used.cache_write_1h_tokens
+        for piece in used.pieces:
+            usage[" ".join(filter(None, (piece.unit, piece.size, piece.quality)))] = piece.amount
     return CallView(
         call_id=str(row["id"]),
         state=row["state"],

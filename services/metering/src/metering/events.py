@@ -11,6 +11,7 @@ from contracts.events import Attempt, CallCompleted, CallFailed, CallState, Outc
 from contracts.ids import is_call_id
 from contracts.usage import Candidate, Usage
 from metering.pricing import PricingError, bounded, cost
+from metering.stored import units_text
 
 ATTEMPTS_MAX: Final = 64
 _TEXT_MAX: Final = 500
@@ -147,6 +148,7 @@ def _fact(
         _text(event.router) or None,
         _text(event.router) or _text(event.gateway) or error_code,
         [_tried(attempt) for attempt in attempts],
+        units_text(counts) if known else None,
     )
     return Fact(
         event.call_id,

@@ -5,8 +5,10 @@ from functools import partial
 from faststream.nats import NatsBroker
 
 from contracts.rpc import metering as questions
+from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 from metering import accounts, calls
 from metering.leases import Leases
+from metering.what_if import what_if
 from runtime.postgres import Pool
 from runtime.rpc import answer
 
@@ -17,6 +19,7 @@ def serve(broker: NatsBroker, pool: Pool, leases: Leases) -> None:
     answer(broker, me, q.CALL_GET, q.CallGet, q.CallView, partial(calls.get, pool))
     answer(broker, me, q.CALL_LIST, q.CallList, q.CallPage, partial(calls.page, pool))
     answer(broker, me, q.CALL_OUTCOMES, q.CallOutcomes, q.CallOutcomesReply, partial(calls.outcomes, pool))
+    answer(broker, me, WHAT_IF, WhatIf, WhatIfReply, partial(what_if, pool))
     answer(broker, me, q.STALE, q.StaleCalls, q.StaleReply, leases.stale)
     answer(broker, me, q.BALANCE, q.BalanceGet, q.Balance, partial(accounts.balance, pool))
     answer(broker, me, q.GRANT, q.Grant, q.Balance, partial(accounts.grant, pool))

@@ -19,17 +19,16 @@ from contracts import subjects
 from contracts.cloudevent import CONTENT_TYPE, usage_event
 from contracts.events import UsageRecorded
 from contracts.subjects import CallKind
-from contracts.usage import Rates, Usage, UsageSource
 from metering import metrics
 from metering.pricing import as_texts
 from metering.sql.store import Settled, TurnResult
+from metering.stored import rates_of, usage_of
 from metering.times import iso_ms
 from runtime.bus import Bus, header_block
 from runtime.postgres import UNKNOWN_OUTCOME, Pool
 
 _log = structlog.get_logger("usage_events")
 _ENCODE: Final = msgspec.json.Encoder().encode
-_RATES: Final = msgspec.json.Decoder(Rates)
 _FLUSH_S: Final = 1.0
 _CATCH_UP_S: Final = 30.0
 _CATCH_UP_SOON_S: Final = 6.0
@@ -255,13 +254,8 @@ def _from_memory(settled: Settled, at: str) -> UsageRecorded:
 
 
 def _from_books(row: "asyncpg.Record | dict[str, Any]") -> UsageRecorded:
-    counts = {
-        name: row[name] or 0
-        for name in (
-            "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens",
-        )
-    }  # fmt: skip
     settled_at: datetime = row["settled_at"]
+    rates = rates_of(row)
     return UsageRecorded(
         call_id=str(row["id"]),
         account=row["account"],
@@ -272,8 +266,8 @@ def _from_books(row: "asyncpg.Record | dict[str, Any]") -> UsageRecorded:
         kind=row["kind"],
         model=row["model"],
         provider=row["provider"] or "",
-        usage=Usage(**counts, source=UsageSource(row["usage_source"] or "reported")),
-        rates={} if row["rates"] is None else as_texts(_RATES.decode(row["rates"])),
+        usage=usage_of(row),
+        rates={} if rates is None else as_texts(rates),
         user=row["user_did"],
         project=row["project"],
         key_id=row["key_id"],

@@ -4,13 +4,16 @@ import asyncio
 from decimal import Decimal
 from uuid import uuid4
 
+import msgspec
 import pytest
-from neighbours import Neighbours, call
+from neighbours import CANDIDATE, Neighbours, call
 
 from contracts.errors import ErrorCode, HubError
 from contracts.events import Attempt
 from contracts.ids import new_call_id
 from contracts.rpc import metering as q
+from contracts.rpc.catalog import Values
+from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 
 
 async def test_a_call_can_be_looked_up_by_its_own_account_only(hub: Neighbours) -> None:
@@ -126,3 +129,22 @@ async def test_a_name_that_cannot_be_an_account_is_refused(hub: Neighbours, acco
     with pytest.raises(HubError) as refused:
         await hub.ask(q.BALANCE, q.BalanceGet(account=account), q.Balance)
     assert refused.value.code == ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parity(110)
+async def test_a_dry_run_tells_what_past_calls_would_have_cost_and_changes_nothing(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    calls = [call() for _ in range(3)]
+    await hub.reserve_batch(*calls)
+    other = msgspec.structs.replace(CANDIDATE, provider="other")
+    await hub.publish(
+        hub.completed(calls[0]), hub.completed(calls[1], candidate=other), hub.failed(calls[2], candidate=CANDIDATE)
+    )
+    await hub.until_settled(*calls)
+    doubled = Values(input="0.002", output="0.004")
+    for pattern, counted in (("demo/echo", 1), ("demo/*", 1), ("*/echo", 2), ("demo/ech_", 0), ("d%/echo", 0)):
+        question = WhatIf(pattern=pattern, rates=doubled, days=1)
+        reply = await hub.ask(WHAT_IF, question, WhatIfReply)
+        assert (reply.calls, reply.complete) == (counted, True), pattern
+        assert (reply.cost, reply.would_cost) == (counted * Decimal("0.2"), counted * Decimal("0.4"))
+    await hub.assert_balanced()

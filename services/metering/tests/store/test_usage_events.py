@@ -6,8 +6,10 @@ from neighbours import CANDIDATE, Neighbours, call
 from rig.waiting import until
 
 from contracts.cloudevent import UsageEvent
-from contracts.usage import Usage
-from metering import usage_events
+from contracts.rpc import metering as q
+from contracts.usage import Piece, PieceRate, Rates, Tier, Usage
+from metering import pricing, usage_events
+from metering.stored import rates_of, usage_of
 
 
 async def _until_sent(hub: Neighbours) -> None:
@@ -108,3 +110,42 @@ def test_a_gap_ends_a_run() -> None:
 def test_the_event_is_a_cloudevent() -> None:
     fields = set(UsageEvent.__struct_fields__)
     assert {"id", "source", "specversion", "type", "subject", "time", "datacontenttype", "data"} <= fields
+
+
+async def test_all_units_of_a_call_are_charged_kept_and_told(hub: Neighbours) -> None:
+    """From memory, from the books, and to whoever looks the call up: the same figures, tiers and pieces included."""
+    rates = Rates(
+        "0.001",
+        "0.002",
+        tiers=(Tier(200, "0.01", "0.02"),),
+        pieces=(PieceRate("image", "0.5", quality="hd"),),
+    )
+    used = Usage(100, 10, cache_write_1h_tokens=101, pieces=(Piece("image", "2", "1024x1024", "hd"),))
+    candidate = msgspec.structs.replace(CANDIDATE, rates=rates)
+    await hub.open_account("did:a", "10")
+    reserved = call(hold="5", candidates=(candidate,))
+    await hub.reserve_batch(reserved)
+    await hub.publish(hub.completed(reserved, candidate=candidate, usage=used))
+    await hub.until_settled(reserved)
+    await _until_sent(hub)
+    (event,) = hub.events
+    assert (event.data.credits, event.data.usage) == ("3.2100000000", used)
+    row = await hub.row(reserved.call_id)
+    assert pricing.cost(usage_of(row), rates_of(row) or Rates()) == row["credits"]
+    behind = usage_events._from_books({**dict(row), "acct_seq": 1, "amount": row["credits"]})
+    assert (behind.usage, behind.rates, behind.credits) == (used, event.data.rates, event.data.credits)
+    view = await hub.ask(q.CALL_GET, q.CallGet(call_id=reserved.call_id), q.CallView)
+    assert view.usage is not None
+    assert (view.usage["cache_write_1h_tokens"], view.usage["image 1024x1024 hd"]) == (101, "2")
+
+
+async def test_units_of_a_late_completion_are_kept_for_review(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "10")
+    reserved = call()
+    await hub.reserve_batch(reserved)
+    await hub.publish(hub.failed(reserved))
+    await hub.until_settled(reserved)
+    await hub.publish(hub.completed(reserved, usage=Usage(1, cache_write_1h_tokens=7)))
+    await hub.until_drained()
+    late = await hub.books.fetchval("select usage from metering.late_completion")
+    assert (msgspec.json.decode(late)["input_tokens"], msgspec.json.decode(late)["cache_write_1h_tokens"]) == (1, 7)

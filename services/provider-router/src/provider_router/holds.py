@@ -11,7 +11,7 @@ from contracts.usage import Candidate, Usage
 
 USED_BEFORE_EXTENDING: Final = 0.7
 _BYTES_PER_TOKEN_MIN: Final = 3
-_INPUT: Final = ("input", "cache_write", "cache_read")
+_INPUT: Final = ("input", "cache_write", "cache_write_1h", "cache_read")
 _OUTPUT: Final = ("output", "reasoning")
 
 
@@ -58,20 +58,29 @@ class HoldMeter:
         if left > 0:
             self.left = left * _BYTES_PER_TOKEN_MIN
             return ZERO
-        return self.slice_tokens * dearest(self.candidates, _OUTPUT)
+        return self.slice_tokens * dearest(self.candidates, _OUTPUT, self.input_tokens)
 
     def granted(self) -> None:
         """One more slice is held."""
         self.output_tokens += self.slice_tokens
 
     def missing(self, usage: Usage) -> Decimal:
-        """Credits by which the hold is too small for this usage; an upper bound, zero in the ordinary case."""
+        """Credits by which the hold is too small for this usage; an upper bound, zero in the ordinary case.
+
+        A prompt that is longer than was foreseen can reach a dearer tier: then that price is due for what is held, too.
+        """
         output = usage.output_tokens + usage.reasoning_tokens - self.output_tokens
-        taken = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens - self.input_tokens
+        prompt = usage.prompt_tokens
+        taken = prompt - self.input_tokens
         if output <= 0 and taken <= 0:
             return ZERO
-        more = max(0, output) * dearest(self.candidates, _OUTPUT)
-        return more + max(0, taken) * dearest(self.candidates, _INPUT)
+        longest = max(prompt, self.input_tokens)
+        input_rate, output_rate = (dearest(self.candidates, units, longest) for units in (_INPUT, _OUTPUT))
+        more = max(0, output) * output_rate + max(0, taken) * input_rate
+        if taken > 0:
+            more += self.input_tokens * (input_rate - dearest(self.candidates, _INPUT, self.input_tokens))
+            more += self.output_tokens * (output_rate - dearest(self.candidates, _OUTPUT, self.input_tokens))
+        return more
 
 
 def meter(header: DispatchHeader) -> HoldMeter:
@@ -84,7 +93,12 @@ def meter(header: DispatchHeader) -> HoldMeter:
     )
 
 
-def dearest(candidates: Sequence[Candidate], units: tuple[str, ...]) -> Decimal:
-    """The highest of these unit rates over all candidates."""
-    texts = [getattr(candidate.rates, unit) for candidate in candidates for unit in units]
+def dearest(candidates: Sequence[Candidate], units: tuple[str, ...], prompt_tokens: int) -> Decimal:
+    """The highest of these unit rates over all candidates, tiers that a prompt of this length reaches included."""
+    texts = [
+        getattr(rates, unit)
+        for candidate in candidates
+        for rates in (candidate.rates, *(tier for tier in candidate.rates.tiers if prompt_tokens > tier.above))
+        for unit in units
+    ]
     return max((Decimal(text) for text in texts if text is not None), default=ZERO)

@@ -1,32 +1,28 @@
 """Answers of provider-router about providers and rates."""
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Final
 
 from faststream.nats import NatsBroker
 
 from contracts import subjects
-from contracts.errors import ErrorCode, HubError
 from contracts.rpc import catalog as questions
-from contracts.rpc.catalog import RatesList, RatesPage, RatesSet, RateView, Snapshot, SnapshotGet
+from contracts.rpc.catalog import RatesList, RatesPage, RateView, Snapshot, SnapshotGet
+from provider_router.catalog import package
+from provider_router.catalog.administration import Administration
 from provider_router.catalog.catalog import Catalog
-from provider_router.catalog.patterns import WILDCARDS_MAX, is_pattern
+from provider_router.catalog.costs import Policy
 from provider_router.catalog.providers import Provider, load
 from provider_router.routing.circuit import Routing
 from provider_router.routing.shared import HealthExchange
 from provider_router.settings import Settings
-from provider_router.sql.store import NewRate, Store
+from provider_router.sql.reviews import Reviews
+from provider_router.sql.store import Store
 from runtime.bus import Bus
 from runtime.postgres import pool
 from runtime.process import background
 from runtime.rpc import answer, broker
-
-_PLAIN: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,20})?")
-_CHANGED_BY_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,73 +58,46 @@ async def catalog(settings: Settings, process: str, bus: Bus) -> AsyncIterator[S
         js = bus.jetstream()
         exchange = HealthExchange(js)
         routing = Routing(providers, settings.attempts_max, exchange.tell)
-        known = Catalog(providers, Store(database), bus, js)
+        policy = Policy(settings.margin_percent, settings.credit_price)
+        store = Store(database)
+        known = Catalog(providers, store, bus, js, policy)
+        vendors = tuple(name for name, provider in providers.items() if provider.kind != "demo")
+        rates = Administration(known, store, Reviews(database), policy, vendors, package.read)
         await known.start()
         await stack.enter_async_context(background("catalog", known.run()))
         await stack.enter_async_context(background("health", exchange.run(routing)))
         prefix = subjects.inbox_prefix(questions.SERVICE, process)
         on = broker(settings.nats_url.get_secret_value(), name=f"{process}-rpc", inbox_prefix=prefix)
-        serve(on, known)
+        serve(on, known, rates)
         stack.push_async_callback(on.stop)
         await on.start()
         yield Served(providers, routing, known)
 
 
-def serve(on: NatsBroker, catalog: Catalog) -> None:
+def serve(on: NatsBroker, catalog: Catalog, rates: Administration) -> None:
     """Add the subscribers; the broker is started afterwards."""
 
     async def snapshot(_question: SnapshotGet) -> Snapshot:
         return await catalog.current()
 
-    async def rates_list(question: RatesList) -> RatesPage:
-        rates = (await catalog.current()).rates
-        if question.pattern is None:
-            return RatesPage(rates=rates)
-        return RatesPage(rates=tuple(rate for rate in rates if question.pattern in rate.pattern))
+    async def listed(question: RatesList) -> RatesPage:
+        found = (await catalog.current()).rates
+        wanted = question.pattern or ""
+        shown = (rate for rate in found if wanted in rate.pattern and (question.deprecated or not rate.deprecated))
+        return RatesPage(rates=tuple(shown))
 
-    async def rates_set(question: RatesSet) -> RateView:
-        after = await catalog.add_rate(new_rate(question))
-        return next(rate for rate in after.rates if rate.pattern == question.pattern)
+    async def proposals(_question: questions.RatesProposals) -> questions.Proposals:
+        return await rates.proposals()
 
     answer(on, questions.SERVICE, questions.SNAPSHOT, SnapshotGet, Snapshot, snapshot)
-    answer(on, questions.SERVICE, questions.RATES_LIST, RatesList, RatesPage, rates_list)
-    answer(on, questions.SERVICE, questions.RATES_SET, RatesSet, RateView, rates_set)
-
-
-def new_rate(question: RatesSet) -> NewRate:
-    """A rate to store, checked.
-
-    Raises:
-        HubError: `invalid_request`, with the field.
-    """
-    if not is_pattern(question.pattern):
-        raise HubError(
-            ErrorCode.INVALID_REQUEST,
-            f"A pattern is provider/model, where * (at most {WILDCARDS_MAX}) matches any run of characters; "
-            "the provider's name is in lower case.",
-            param="pattern",
-        )
-    return NewRate(
-        pattern=question.pattern,
-        input=_amount(question.input, "input"),
-        output=_amount(question.output, "output"),
-        cache_read=_optional(question.cache_read, "cache_read"),
-        cache_write=_optional(question.cache_write, "cache_write"),
-        reasoning=_optional(question.reasoning, "reasoning"),
-        request=_amount(question.request, "request"),
-        changed_by=question.changed_by[:_CHANGED_BY_MAX],
+    answer(on, questions.SERVICE, questions.RATES_LIST, RatesList, RatesPage, listed)
+    answer(on, questions.SERVICE, questions.RATES_SET, questions.RatesSet, RateView, rates.set_rates)
+    answer(
+        on, questions.SERVICE, questions.RATES_HISTORY, questions.RatesHistory, questions.RateVersions, rates.history
     )
-
-
-def _amount(text: str, param: str) -> Decimal:
-    if _PLAIN.fullmatch(text) is None:
-        raise HubError(
-            ErrorCode.INVALID_REQUEST,
-            "A rate is credits per unit as a plain decimal, such as 0.0000025, with at most 20 decimals.",
-            param=param,
-        )
-    return Decimal(text)
-
-
-def _optional(text: str | None, param: str) -> Decimal | None:
-    return None if text is None else _amount(text, param)
+    answer(on, questions.SERVICE, questions.RATES_DEPRECATE, questions.RatesDeprecate, RateView, rates.deprecate)
+    answer(on, questions.SERVICE, questions.RATES_SYNC, questions.RatesSync, questions.RatesChanged, rates.sync)
+    answer(on, questions.SERVICE, questions.RATES_MARGIN, questions.RatesMargin, questions.RatesChanged, rates.margin)
+    answer(on, questions.SERVICE, questions.RATES_CHECK, questions.RatesCheck, questions.CheckReport, rates.check)
+    answer(on, questions.SERVICE, questions.RATES_PROPOSALS, questions.RatesProposals, questions.Proposals, proposals)
+    answer(on, questions.SERVICE, questions.RATES_DECIDE, questions.RatesDecide, questions.Decided, rates.decide)

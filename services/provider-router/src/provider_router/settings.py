@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from contracts.rpc.catalog import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN, PERCENT_LIMIT
 from runtime.settings import DatabaseSettings
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
@@ -92,6 +94,20 @@ class Settings(DatabaseSettings):
     )
     demo_provider: Annotated[Literal["on", "off"], BeforeValidator(_lower)] = Field(
         "on", description="The built-in provider demo/echo, which needs no key."
+    )
+    margin_percent: Decimal = Field(
+        Decimal(0),
+        ge=0,
+        lt=PERCENT_LIMIT,
+        allow_inf_nan=False,
+        description="On top of what a vendor takes, in percent.",
+    )
+    credit_price: Decimal = Field(
+        Decimal(1),
+        ge=CREDIT_PRICE_MIN,
+        lt=CREDIT_PRICE_LIMIT,
+        allow_inf_nan=False,
+        description="US dollars for one credit.",
     )
     lease_s: float = Field(30.0, ge=1, le=3600, description="Seconds a running call lives without renewal.")
     upstream_connect_s: float = Field(3.0, gt=0, le=60, description="Longest wait for a connection to a provider.")

@@ -9,20 +9,20 @@ from decimal import Decimal
 import pytest
 from genai_prices import data_snapshot, types
 
-from contracts.rpc.catalog import RateView
+from contracts.rpc.catalog import RateView, Values
 from provider_router.catalog import package
+from provider_router.catalog.costs import Policy, plain
 from provider_router.catalog.package import PackageError, PackagePrices, PackageRate
-from provider_router.catalog.rates import in_force, plain, rate_for
-from provider_router.sql.store import RateRow
+from provider_router.catalog.rates import in_force, rate_for
+from provider_router.sql.rate_rows import RateRow
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 DATE = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
 KNOWN = ("anthropic", "openai")
 
 
-def row(pattern: str, price: str = "1") -> RateRow:
-    one = Decimal(price)
-    return RateRow(f"id-{pattern}", pattern, one, one, None, None, None, Decimal(0), "operator", NOW)
+def row(pattern: str, price: str = "1", source: str = "operator") -> RateRow:
+    return RateRow(f"id-{pattern}", 1, pattern, Values(input=price, output=price), source, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,20 @@ def test_an_operators_pattern_goes_before_the_package_however_broad(prices: Pack
     rates = in_force([row("openai/*", "0")], prices, demo=True)
     assert _found(rates, "openai/gpt-4o").source == "operator"
     assert _found(rates, "anthropic/claude-haiku-4-5").source == f"genai-prices {prices.version}"
+
+
+def test_imported_rates_come_after_those_set_by_hand_and_before_the_package(prices: PackagePrices) -> None:
+    stored = [row("openai/gpt-4o", "7", "genai-prices 1"), row("anthropic/*", "9")]
+    rates = in_force(stored, prices, demo=False)
+    assert _found(rates, "openai/gpt-4o").input == "7"
+    assert _found(rates, "openai/gpt-4o-mini").source == f"genai-prices {prices.version}"
+    by_hand = in_force([row("openai/gpt-4o", "7", "genai-prices 1"), row("openai/*", "0")], prices, demo=False)
+    assert _found(by_hand, "openai/gpt-4o").input == "0"
+
+
+def test_the_packages_prices_are_marked_up(prices: PackagePrices) -> None:
+    rates = in_force([], prices, demo=False, policy=Policy(Decimal(2), Decimal("0.5")))
+    assert _found(rates, "openai/gpt-4o-mini").input == "0.0000003060"
 
 
 def test_the_demonstration_provider_costs_something() -> None:
@@ -85,7 +99,7 @@ def test_our_patterns_give_each_name_the_price_that_the_package_gives_it(prices:
                 continue
             expected = theirs.get_prices(NOW)
             assert Decimal(ours.input) * 10**6 == _base(expected.input_mtok), name
-            assert Decimal(ours.output) * 10**6 == _base(expected.output_mtok), name
+            assert Decimal(ours.output) * 10**6 == _base(expected.output_mtok or Decimal(0)), name
             checked += 1
     assert checked > 250
 
@@ -109,6 +123,12 @@ def test_what_also_costs_something_else_than_tokens_has_no_price(prices: Package
     rates = in_force([], prices, demo=False)
     for name in ("gpt-audio", "gpt-image-1", "gpt-4o-search-preview", "gpt-4o-audio-preview", "tts-1"):
         assert rate_for(rates, f"openai/{name}") is None
+
+
+def test_embeddings_cost_their_input_and_are_no_chat_models(prices: PackagePrices) -> None:
+    rate = _found(in_force([], prices, demo=False), "openai/text-embedding-3-small")
+    assert (rate.input, rate.output) == ("0.00000002", "0")
+    assert not [model for model in prices.models["openai"] if "embed" in model]
 
 
 def test_a_rate_keeps_its_id_until_it_changes(prices: PackagePrices) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.money import ZERO
-from contracts.usage import Candidate, Rates, Usage
+from contracts.usage import Candidate, Rates, Tier, Usage
 from provider_router.holds import HoldMeter
 
 CHEAP = Candidate("a", "m", Rates(input="0.1", output="0.2"))
@@ -76,3 +76,31 @@ def test_looking_away_never_misses_the_moment(texts: list[int], output: int) -> 
 )
 def test_what_the_hold_lacks_at_the_end_is_bounded_by_the_dearest_rates(usage: Usage, missing: str) -> None:
     assert _meter().missing(usage) == Decimal(missing)
+
+
+TIERED = Candidate("t", "m", Rates("1", "2", tiers=(Tier(100, "3", "7"), Tier(1000, "10", "20"))))
+
+
+def test_a_slice_is_asked_for_at_the_price_of_the_tier_that_the_prompt_may_have_reached() -> None:
+    short, long = (HoldMeter(tokens, 10, 10, (TIERED,)) for tokens in (100, 101))
+    assert _relay(short, *[EVENT] * 7) == 20
+    assert _relay(long, *[EVENT] * 7) == 70
+
+
+def test_a_prompt_that_reached_a_dearer_tier_than_was_held_for_owes_the_difference_for_all() -> None:
+    meter = HoldMeter(50, 10, 10, (TIERED,))
+    assert meter.missing(Usage(50, 10)) == ZERO
+    assert meter.missing(Usage(input_tokens=60)) == 10
+    # 110 tokens at 3 instead of 50 at 1, and the ten of output that are held at 7 instead of 2
+    assert meter.missing(Usage(input_tokens=10, cache_write_1h_tokens=100)) == 110 * 3 - 50 + 10 * 5
+
+
+@given(st.integers(0, 2000), st.integers(0, 3000), st.integers(0, 100), st.integers(0, 200))
+def test_hold_and_what_was_missing_together_cover_the_bill(held: int, prompt: int, slice_: int, output: int) -> None:
+    def rates(length: int) -> tuple[int, int]:
+        return (10, 20) if length > 1000 else (3, 7) if length > 100 else (1, 2)
+
+    meter = HoldMeter(held, slice_, 1, (TIERED,))
+    at_hold, at_end = rates(held), rates(prompt)
+    hold = held * at_hold[0] + slice_ * at_hold[1]
+    assert hold + meter.missing(Usage(prompt, output)) >= prompt * at_end[0] + output * at_end[1]

@@ -29,6 +29,14 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "rates": {
         "set": ("rates:set_rates", "Set credits per unit for models that match a pattern."),
         "list": ("rates:list_rates", "List the rates in force, the most specific first."),
+        "history": ("rates:history", "Show rate versions: who changed what, when and why."),
+        "deprecate": ("rates:deprecate", "Take models out of lists and service, or put them back."),
+        "import": ("rates_review:import_rates", "Take unit costs from the price package over into the rates."),
+        "margin": ("rates_review:margin", "Compute all imported rates again with another margin."),
+        "check": ("rates_review:check", "Compare rates with what vendors take now."),
+        "proposals": ("rates_review:proposals", "List rate changes that wait for approval."),
+        "approve": ("rates_review:approve", "Approve a proposed rate change."),
+        "refuse": ("rates_review:refuse", "Refuse a proposed rate change."),
     },
 }
 _HELP: Final = {

@@ -55,7 +55,7 @@ async def connected() -> AsyncIterator[Bus]:
         await bus.close()
 
 
-async def ask(service: str, method: str, request: BaseModel, reply: type[A]) -> A:
+async def ask(service: str, method: str, request: BaseModel, reply: type[A], timeout_s: float = 5.0) -> A:
     """One question over a connection of its own.
 
     Raises:
@@ -63,7 +63,7 @@ async def ask(service: str, method: str, request: BaseModel, reply: type[A]) -> 
         hub_local.state.NotRunningError: no hub runs.
     """
     async with connected() as bus:
-        return await rpc.ask(bus, service, method, request, reply)
+        return await rpc.ask(bus, service, method, request, reply, timeout_s)
 
 
 async def first_owner() -> str:

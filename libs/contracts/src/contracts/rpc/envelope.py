@@ -1,12 +1,14 @@
 """Replies of every RPC outside the bytes path: a value, or an error code."""
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from contracts.errors import ErrorCode, HubError
 
 T = TypeVar("T", bound=BaseModel)
+PRINTABLE: Final = r"^[ -~]*$"
+"""Pattern of texts that are stored as they come: printable ASCII, no NUL among it."""
 
 
 class Message(BaseModel):

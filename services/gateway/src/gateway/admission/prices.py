@@ -15,8 +15,9 @@ import structlog
 
 from contracts.errors import ErrorCode, HubError
 from contracts.money import PLACES
-from contracts.rpc.catalog import ProviderView, RateView, Snapshot
-from contracts.usage import Candidate, Rates
+from contracts.rpc.catalog import ProviderView, RateView, Snapshot, frozen
+from contracts.usage import Candidate, Piece, Rates, piece_rate
+from gateway.admission.ceilings import dearest, reachable
 from gateway.admission.peek import Peek
 
 _log = structlog.get_logger("prices")
@@ -45,14 +46,6 @@ class Model(NamedTuple):
     rates: Rates
 
 
-class _Ceiling(NamedTuple):
-    """The dearest rates of a candidate."""
-
-    input: Decimal
-    output: Decimal
-    request: Decimal
-
-
 class Catalog:
     """One snapshot, made searchable."""
 
@@ -74,6 +67,7 @@ class Catalog:
             else:
                 self._exact.setdefault(rate.pattern, (order, rate))
         self.resolve = functools.lru_cache(_MEMO_MAX)(self._resolve)
+        self._rate = functools.lru_cache(_MEMO_MAX)(self._first_rate)
 
     def _resolve(self, name: str) -> tuple[Candidate, ...]:
         named = self._named(name)
@@ -83,7 +77,14 @@ class Catalog:
                 f"No configured provider serves `{name}`; GET /api/v2/models lists what can be called.",
                 param="model",
             )
-        candidates = tuple(filter(None, (self._candidate(provider, model) for provider, model in named)))
+        served = [(provider, model) for provider, model in named if not self._is_deprecated(provider, model)]
+        if not served:
+            raise HubError(
+                ErrorCode.MODEL_NOT_FOUND,
+                f"`{name}` is deprecated and not served any more; GET /api/v2/models lists what can be called.",
+                param="model",
+            )
+        candidates = tuple(filter(None, (self._candidate(provider, model) for provider, model in served)))
         if not candidates:
             raise HubError(
                 ErrorCode.MODEL_UNPRICED,
@@ -98,7 +99,7 @@ class Catalog:
         for provider in self._providers.values():
             for model in provider.models or ():
                 candidate = self._candidate(provider.name, model)
-                if candidate is not None:
+                if candidate is not None and not self._is_deprecated(provider.name, model):
                     found.append(self._model(candidate))
         return sorted(found)
 
@@ -123,10 +124,13 @@ class Catalog:
         rate = self._rate(f"{provider}/{model}")
         if rate is None:
             return Candidate(provider, model, Rates()) if self._unpriced_free else None
-        rates = Rates(rate.input, rate.output, rate.cache_read, rate.cache_write, rate.reasoning, rate.request)
-        return Candidate(provider, model, rates, rate.rate_id)
+        return Candidate(provider, model, frozen(rate), rate.rate_id)
 
-    def _rate(self, full_name: str) -> RateView | None:
+    def _is_deprecated(self, provider: str, model: str) -> bool:
+        rate = self._rate(f"{provider}/{model}")
+        return rate is not None and rate.deprecated
+
+    def _first_rate(self, full_name: str) -> RateView | None:
         """The first rate of the snapshot whose pattern fits."""
         exact = self._exact.get(full_name)
         for order, pattern, rate in self._patterns:
@@ -243,30 +247,25 @@ def hold_output_tokens(peek: Peek, output_tokens_slice: int) -> int:
     return peek.choices * (output_tokens_slice if limit is None else min(limit, output_tokens_slice))
 
 
-def hold_upper_bound(peek: Peek, candidates: Iterable[Candidate], output_tokens_slice: int) -> Decimal:
+def hold_upper_bound(
+    peek: Peek, candidates: Iterable[Candidate], output_tokens_slice: int, pieces: tuple[Piece, ...] = ()
+) -> Decimal:
     """Credits to hold for a call: what it costs at most until its output exceeds the slice.
 
     For each candidate: input tokens times the dearest of its input, cache-read and cache-write rates, output tokens
-    times the dearer of its output and reasoning rates, and its rate per request. Of these sums the greatest, rounded
-    up to ten places.
+    times the dearer of its output and reasoning rates, its rate per request, and what the pieces cost; where it has
+    tiers, the dearest that the input can reach. Of these sums the greatest, rounded up to ten places.
     """
     tokens_in, tokens_out = hold_input_tokens(peek), hold_output_tokens(peek, output_tokens_slice)
-    dearest = Decimal(0)
+    most = Decimal(0)
     for candidate in candidates:
-        ceiling = _ceiling(candidate.rates)
+        rates = candidate.rates
+        ceiling = reachable(rates, tokens_in) if rates.tiers else dearest(rates)
         cost = tokens_in * ceiling.input + tokens_out * ceiling.output + ceiling.request
-        dearest = max(dearest, cost)
-    return dearest.quantize(PLACES, context=_UP)
-
-
-@functools.lru_cache(_MEMO_MAX)
-def _ceiling(rates: Rates) -> _Ceiling:
-    inputs = (rates.input, rates.cache_read, rates.cache_write)
-    return _Ceiling(
-        max(Decimal(rate) for rate in inputs if rate is not None),
-        max(Decimal(rate) for rate in (rates.output, rates.reasoning) if rate is not None),
-        Decimal(rates.request),
-    )
+        for piece in pieces:
+            cost += Decimal(piece.amount) * piece_rate(rates.pieces, piece)
+        most = max(most, cost)
+    return most.quantize(PLACES, context=_UP)
 
 
 def _unix(iso: str) -> int:

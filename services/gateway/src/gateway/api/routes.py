@@ -11,12 +11,14 @@ import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from contracts.errors import ERRORS, ErrorCode, HubError
+from contracts.rpc import catalog
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
-from gateway.api import calls, errors, models, resume, status, user
+from gateway.api import bodies, calls, errors, models, rates, resume, status, user
 from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
@@ -36,10 +38,13 @@ class Route(NamedTuple):
     refusals: tuple[ErrorCode, ...] = ()
     """Beside those of every path that needs a key."""
     methods: tuple[str, ...] = ("GET",)
+    body: type[BaseModel] | None = None
+    """What it reads, for the document; the handler reads it by `gateway.api.bodies`."""
 
 
 RESUME_PATH: Final = "/api/v2/calls/{call_id}/stream"
 _E = ErrorCode
+_CHANGE: Final = (_E.INVALID_REQUEST, _E.INVALID_JSON, _E.NOT_FOUND, _E.CONFLICT, _E.PAYLOAD_TOO_LARGE)
 ROUTES: Final = (
     Route("/healthz", status.healthz, None, "openai", (_E.SERVICE_UNAVAILABLE,), ("GET", "HEAD")),
     Route("/api/v2/models", models.listed, "guest", "openai"),
@@ -50,6 +55,15 @@ ROUTES: Final = (
     Route(RESUME_PATH, resume.stream, "guest", "openai", (_E.INVALID_REQUEST, _E.NOT_FOUND, _E.SETTLEMENT_TIMEOUT)),
     Route("/api/v2/status", status.available, "guest", "openai", (_E.INVALID_REQUEST,)),
     Route("/api/user/info", user.info, "guest", "admin"),
+    Route("/api/admin/rates", rates.listed, "admin", "admin"),
+    Route("/api/admin/rates", rates.set_rates, "admin", "admin", _CHANGE, ("PUT",), catalog.RatesSet),
+    Route("/api/admin/rates/history", rates.history, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/admin/rates/deprecation", rates.deprecate, "admin", "admin", _CHANGE, ("PUT",), catalog.RatesDeprecate),
+    Route("/api/admin/rates/sync", rates.sync, "admin", "admin", _CHANGE, ("POST",), catalog.RatesSync),
+    Route("/api/admin/rates/margin", rates.margin, "admin", "admin", _CHANGE, ("POST",), catalog.RatesMargin),
+    Route("/api/admin/rates/check", rates.check, "admin", "admin", _CHANGE, ("POST",), catalog.RatesCheck),
+    Route("/api/admin/rates/proposals", rates.proposals, "admin", "admin"),
+    Route("/api/admin/rates/decision", rates.decide, "admin", "admin", _CHANGE, ("POST",), catalog.RatesDecide),
 )
 _KEY_REFUSALS: Final = (_E.INVALID_API_KEY, _E.FORBIDDEN, _E.SERVICE_UNAVAILABLE)
 _CHAT_REFUSALS: Final = (
@@ -98,6 +112,7 @@ def build(services: Services | None, mount_path: str = "") -> FastAPI:
             dependencies=[] if route.role is None else [Depends(needs(route.role))],
             responses=_responses(refusals, route.shape),
             operation_id=_operation_id(route),
+            openapi_extra=None if route.body is None else {"requestBody": bodies.described(route.body)},
             tags=["public" if route.role is None else f"role {route.role}"],
         )
         if len(route.methods) > 1:
@@ -154,7 +169,7 @@ def _add_error_handlers(app: FastAPI, mount_path: str) -> None:
 
 def _operation_id(route: Route) -> str:
     words = route.path.replace("{", "").replace(":path", "").replace("}", "").strip("/").split("/")
-    return "_".join(["get", *words])
+    return "_".join([route.methods[0].lower(), *words])
 
 
 def _responses(refusals: tuple[ErrorCode, ...], shape: Shape) -> dict[int | str, dict[str, Any]]:
@@ -189,7 +204,8 @@ def _with_chat(document: dict[str, Any], mount_path: str) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422, which is a 400 here
         schemas.pop(name, None)
     for item in document["paths"].values():
-        item["get"]["responses"].pop("422", None)
+        for operation in item.values():
+            operation["responses"].pop("422", None)
     for path in CHAT_PATHS:
         words = path.strip("/").replace("/", "_")
         document["paths"][mount_path + path] = {"post": _chat_operation(f"post_{words}")}

@@ -64,9 +64,9 @@ def _detail(details: object, name: str) -> tuple[int, bool]:
 def read_usage(raw: bytes) -> Usage | None:
     """Usage from OpenAI's usage object, its parts made disjoint; None = it has no usable figures.
 
-    Cached tokens are taken out of the prompt's. Reasoning tokens are taken out of the completion's, unless the total
-    says that the provider had not counted them there. Figures that contradict each other or are beyond `TOKENS_MAX`
-    are bounded, and the usage is marked `estimated`.
+    What a cache read and wrote is taken out of the prompt's tokens. Reasoning tokens are taken out of the
+    completion's, unless the total says that the provider had not counted them there. Figures that contradict each
+    other or are beyond `TOKENS_MAX` are bounded, and the usage is marked `estimated`.
     """
     try:
         given = _USAGE.decode(raw)
@@ -76,17 +76,21 @@ def read_usage(raw: bytes) -> Usage | None:
     if prompt is None or completion is None:
         return None
     cached, cached_believed = _detail(given.prompt_tokens_details, "cached_tokens")
+    details = given.prompt_tokens_details
+    written, written_believed = _detail(details, "cache_write_tokens") if isinstance(details, dict) else (0, True)
     reasoning, reasoning_believed = _detail(given.completion_tokens_details, "reasoning_tokens")
     if reasoning and count(given.total_tokens) == prompt + completion + reasoning:
         completion += reasoning
-    believed = cached_believed and reasoning_believed and cached <= prompt and reasoning <= completion
-    believed = believed and max(prompt, completion) <= TOKENS_MAX
+    believed = cached_believed and written_believed and reasoning_believed
+    believed = believed and cached + written <= prompt <= TOKENS_MAX and reasoning <= completion <= TOKENS_MAX
     prompt, completion = min(prompt, TOKENS_MAX), min(completion, TOKENS_MAX)
     cached, reasoning = min(cached, prompt), min(reasoning, completion)
+    written = min(written, prompt - cached)
     return Usage(
-        input_tokens=prompt - cached,
+        input_tokens=prompt - cached - written,
         output_tokens=completion - reasoning,
         cache_read_tokens=cached,
+        cache_write_tokens=written,
         reasoning_tokens=reasoning,
         source=UsageSource.REPORTED if believed else UsageSource.ESTIMATED,
     )
@@ -94,11 +98,12 @@ def read_usage(raw: bytes) -> Usage | None:
 
 def usage_object(usage: Usage) -> bytes:
     """OpenAI's usage object: the prompt includes what the cache read and wrote, the completion the reasoning."""
-    prompt = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+    prompt = usage.prompt_tokens
     completion = usage.output_tokens + usage.reasoning_tokens
     prompt_details = {"cached_tokens": usage.cache_read_tokens}
-    if usage.cache_write_tokens:
-        prompt_details["cache_write_tokens"] = usage.cache_write_tokens
+    written = usage.cache_write_tokens + usage.cache_write_1h_tokens
+    if written:
+        prompt_details["cache_write_tokens"] = written
     return _ENCODER.encode(
         {
             "prompt_tokens": prompt,

@@ -6,6 +6,7 @@ read again, and every half minute each compares revisions, so that a message tha
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -19,10 +20,11 @@ from contracts import streams, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc.catalog import CatalogChanged, ProviderView, Snapshot
 from provider_router.catalog import package
+from provider_router.catalog.costs import Policy
 from provider_router.catalog.package import PackagePrices
 from provider_router.catalog.providers import Provider
-from provider_router.catalog.rates import in_force
-from provider_router.sql.store import NewRate, Store, Stored
+from provider_router.catalog.rates import AT_COST, in_force
+from provider_router.sql.store import Store, Stored
 from runtime.bus import Bus
 from runtime.postgres import UNKNOWN_OUTCOME
 
@@ -31,6 +33,8 @@ REVISION_KEY: Final = "catalog"
 """Key in `contracts.streams.REVISIONS`; its value is the revision as decimal digits."""
 _COMPARE_EVERY_S: Final = 30.0
 _RETRY_S: Final = 1.0
+_BEGUN_S: Final = 0.05
+"""After its time a planned version is looked for: by then it has begun by the database's clock, too."""
 CATCH_UP_S: Final = 1.0
 """Longest wait of a question for a revision that was announced and is not read yet."""
 
@@ -43,17 +47,27 @@ class Catalog:
         store: schema `catalog`.
         bus: for `catalog.changed`.
         js: for the revision that caches compare.
+        policy: how rates follow from the package's prices, for models that nobody set or imported rates for.
     """
 
-    def __init__(self, providers: Mapping[str, Provider], store: Store, bus: Bus, js: JetStreamContext) -> None:
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        store: Store,
+        bus: Bus,
+        js: JetStreamContext,
+        policy: Policy = AT_COST,
+    ) -> None:
         self._providers = providers
         self._store = store
         self._bus = bus
         self._js = js
+        self._policy = policy
         self._prices = PackagePrices()
         self._views: tuple[ProviderView, ...] = ()
         self._stored: Stored | None = None
         self._snapshot: Snapshot | None = None
+        self._begins_at: float | None = None
         self._announced = 0
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -84,6 +98,9 @@ class Catalog:
                     if changed is not None:
                         self._announce(changed)
                     configured = True
+                begun = await self._store.begun()
+                if begun is not None:
+                    self._announce(begun)
                 if self._stored is None or await self._store.revision() != self._stored.revision:
                     await self._read()
                 await self._put_revision()
@@ -91,7 +108,7 @@ class Catalog:
                 _log.warning("catalog not read", error=type(error).__name__)
                 await self._sleep(_RETRY_S)
             else:
-                await self._sleep(_COMPARE_EVERY_S)
+                await self._sleep(self._until_next_look())
 
     @property
     def loaded(self) -> bool:
@@ -108,16 +125,16 @@ class Catalog:
             raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "Rates are not read yet; try again shortly.", retry_after_s=1)
         return self._snapshot
 
-    async def add_rate(self, rate: NewRate) -> Snapshot:
-        """Store a new version of a pattern's rates and tell every cache.
+    async def added(self, revision: int) -> Snapshot:
+        """Versions were stored under this revision: tell every cache.
 
         Returns:
-            The catalog with it.
+            The catalog with them.
 
         Raises:
-            runtime.postgres.UNKNOWN_OUTCOME: nothing is known; a repeat adds the same rates once more, harmlessly.
+            runtime.postgres.UNKNOWN_OUTCOME: they are stored and announced, and could not be read back.
         """
-        self._announce(await self._store.add_rate(rate))
+        self._announce(revision)
         self._wake.set()  # `run` puts the revision into the bucket
         await self._read()
         return self.snapshot()
@@ -139,6 +156,12 @@ class Catalog:
                 _log.warning("catalog answered from memory", announced=self._announced)
         return self.snapshot()
 
+    def _until_next_look(self) -> float:
+        """Seconds until revisions are compared again, or until a planned version begins."""
+        if self._begins_at is None:
+            return _COMPARE_EVERY_S
+        return min(_COMPARE_EVERY_S, max(0.0, self._begins_at - time.monotonic()) + _BEGUN_S)
+
     async def _sleep(self, seconds: float) -> None:
         # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
         try:
@@ -154,6 +177,7 @@ class Catalog:
         if self._stored is not None and stored.revision < self._stored.revision:
             return
         self._stored = stored
+        self._begins_at = None if stored.begins_in_s is None else time.monotonic() + stored.begins_in_s
         self._build()
         if stored.revision >= self._announced or announced == self._announced:
             # Read after the last announcement: that it promised more than there is is not worth waiting for.
@@ -171,7 +195,7 @@ class Catalog:
         if self._stored is None:
             return
         demo = any(provider.kind == "demo" for provider in self._providers.values())
-        rates = in_force(self._stored.rates, self._prices, demo=demo)
+        rates = in_force(self._stored.rates, self._prices, demo=demo, policy=self._policy)
         self._snapshot = Snapshot(revision=self._stored.revision, providers=self._views, rates=rates)
 
     def _view(self, provider: Provider) -> ProviderView:
@@ -182,6 +206,7 @@ class Catalog:
         """Digest of what stands in a snapshot beside the database's rates, keys not included."""
         parts = [view.model_dump_json() for view in self._views]
         parts += [provider.base_url for provider in self._providers.values()]
+        parts.append(f"{self._policy.margin_percent} {self._policy.credit_price}")
         parts.append(self._prices.model_dump_json(exclude={"changes_at"}))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -3,7 +3,7 @@
 The package's tables take 80 MB and most of a second; a child gives them back to the machine when it has printed the
 few rows that matter. Its updater, which would download prices, is never started. What the rates here leave out is
 left unpriced rather than guessed: models with prices for audio, images or per-call searches, prices by time of day,
-and names that a pattern cannot express. Of prices in tiers by prompt length the first tier is taken.
+and names that a pattern cannot express.
 """
 
 import asyncio
@@ -17,16 +17,29 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from contracts.rpc.catalog import Values
+
 if TYPE_CHECKING:
     from genai_prices import types
 
 _DEADLINE_S: Final = 30.0
 _ALIASES: Final = {"xai": "x-ai", "gemini": "google"}
 """Our provider name → the package's, where they differ."""
+_UNITS: Final = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cache_read": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
+    "reasoning": "output_reasoning_mtok",
+}
+"""Our unit → the package's."""
 _OTHER_UNITS: Final = ("audio", "image", "video", "chars", "hours", "seconds", "requests")
-_OTHER_NAMES: Final = re.compile(r"search|audio|image|realtime|tts|transcribe|moderation|embedding")
+_OTHER_NAMES: Final = re.compile(r"search|audio|image|realtime|tts|transcribe|moderation")
 """Models that also charge for something else than text tokens, whether or not the package says so; `…-search-…`
 ones charge each call for a search."""
+_EMBEDDING: Final = re.compile(r"embed")
+"""Models that read and write nothing: they have an input price only, and no place among the chat models."""
 _LISTED: Final = {
     "openai": re.compile(r"(?:gpt-(?!oss|live|35-)|chatgpt-|o\d)(?!.*(?:instruct|codex|-pro\b|-high|:|\.ft-))"),
     "anthropic": re.compile(r"claude-(?!v\d|2)"),
@@ -53,16 +66,10 @@ _LITERAL: Final = re.compile(r"[a-z0-9@:._/-]+")
 _DIGITS: Final = {r"\d{8}": "20*", r"\d{4}-\d{2}-\d{2}": "20*-*-*"}
 
 
-class PackageRate(BaseModel):
-    """Credits per token for the models of one pattern, as plain decimal strings."""
-
-    model_config = ConfigDict(frozen=True)
+class PackageRate(Values):
+    """US dollars per token for the models of one pattern, as plain decimal strings."""
 
     pattern: str
-    input: str
-    output: str
-    cache_read: str | None = None
-    cache_write: str | None = None
 
 
 class PackagePrices(BaseModel):
@@ -143,7 +150,7 @@ def _charges_tokens_only(model: "types.ModelInfo") -> bool:
     if any(hasattr(each, "start_time") for each in _constraints(model)):
         return False
     for price in _prices(model):
-        if price.input_mtok is None or price.output_mtok is None:
+        if price.input_mtok is None or (price.output_mtok is None and not _EMBEDDING.search(model.id)):
             return False
         if any(unit in key for key, value in vars(price).items() if value is not None for unit in _OTHER_UNITS):
             return False
@@ -163,21 +170,32 @@ def _starts(model: "types.ModelInfo") -> Iterator[datetime]:
 
 
 def _rate(pattern: str, price: "types.ModelPrice") -> PackageRate:
-    return PackageRate(
-        pattern=pattern,
-        input=_per_token(price.input_mtok) or "0",
-        output=_per_token(price.output_mtok) or "0",
-        cache_read=_per_token(price.cache_read_mtok),
-        cache_write=_per_token(price.cache_write_mtok),
+    found = {unit: getattr(price, key) for unit, key in _UNITS.items()}
+    tiered = [given for given in found.values() if given is not None and not isinstance(given, Decimal)]
+    borders = sorted({tier.start for given in tiered for tier in given.tiers})
+    return PackageRate.model_validate(
+        {
+            "pattern": pattern,
+            **_per_token(found, 0),
+            "tiers": [{"above": border, **_per_token(found, border)} for border in borders],
+        }
     )
 
 
-def _per_token(price: "Decimal | types.TieredPrices | None") -> str | None:
-    """USD per million → credits per token, exactly."""
-    if price is None:
-        return None
-    per_million = price if isinstance(price, Decimal) else price.base
-    return format(per_million.scaleb(-6).normalize(), "f")
+def _per_token(found: "dict[str, Decimal | types.TieredPrices | None]", above: int) -> dict[str, str]:
+    """USD per million → USD per token, exactly, for prompts longer than `above`."""
+    texts = {"output": "0"}  # of an embedding
+    for unit, price in found.items():
+        if price is not None:
+            texts[unit] = format(_at_length(price, above).scaleb(-6).normalize(), "f")
+    return texts
+
+
+def _at_length(price: "Decimal | types.TieredPrices", above: int) -> Decimal:
+    if isinstance(price, Decimal):
+        return price
+    longer: Decimal = next((tier.price for tier in reversed(price.tiers) if tier.start <= above), price.base)
+    return longer
 
 
 def _patterns(match: "types.MatchLogic") -> Iterator[str]:
@@ -217,7 +235,7 @@ def _listed(name: str, priced: "Iterable[types.ModelInfo]") -> Iterator[str]:
     for model in priced:
         for literal in (model.id, *_patterns(model.match)):
             belongs = literal == model.id or literal.startswith(f"{model.id}-")
-            if not belongs or "*" in literal or _OTHER_NAMES.search(literal):
+            if not belongs or "*" in literal or _OTHER_NAMES.search(literal) or _EMBEDDING.search(literal):
                 continue
             if wanted is None or wanted.match(literal):
                 names[literal] = None

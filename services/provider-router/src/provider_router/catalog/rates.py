@@ -2,51 +2,67 @@
 
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from contracts.rpc.catalog import RateView
+from contracts.rpc.catalog import RateVersion, RateView
+from provider_router.catalog.costs import Policy, plain, values_of
 from provider_router.catalog.package import PackagePrices, PackageRate
 from provider_router.catalog.patterns import matches, specificity
-from provider_router.sql.store import RateRow
+from provider_router.sql.rate_rows import RateRow
 
+OPERATOR: Final = "operator"
+"""Source of rates that were set by hand."""
+AT_COST: Final = Policy(Decimal(0), Decimal(1))
+"""A credit is a dollar, and calls cost what the vendor takes."""
 _RATE_IDS: Final = uuid.UUID("6f1d3a52-6d5b-5c5e-9a0e-0d8a4c2f7b11")
 """Namespace of the ids of rates that stand in no row: the same values always get the same id."""
 _BUILT_IN_SINCE: Final = "1970-01-01T00:00:00.000Z"
 
 
-def plain(amount: Decimal) -> str:
-    """Every digit of a rate and no exponent."""
-    return format(amount, "f")
+def iso(at: datetime) -> str:
+    """A time as messages carry it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def from_operator(row: RateRow) -> RateView:
+def from_row(row: RateRow) -> RateView:
     """A row as others see it."""
     return RateView(
+        **dict(row.values),
         rate_id=row.rate_id,
         pattern=row.pattern,
-        input=plain(row.input),
-        output=plain(row.output),
-        cache_read=_optional(row.cache_read),
-        cache_write=_optional(row.cache_write),
-        reasoning=_optional(row.reasoning),
-        request=plain(row.request),
         source=row.source,
-        effective_at=row.effective_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        effective_at=iso(row.effective_at),
+        version=row.version,
+        deprecated=row.deprecated,
     )
 
 
-def from_package(rate: PackageRate, version: str) -> RateView:
+def version_from_row(row: RateRow, previous: RateRow | None) -> RateVersion:
+    """A row of the history, with all that is known of it."""
+    return RateVersion(
+        **dict(from_row(row)),
+        change_type=row.change_type,
+        changed_by=row.changed_by,
+        changed_at=iso(row.changed_at or row.effective_at),
+        previous=None if previous is None else previous.values,
+        costs=row.costs,
+        cost_source=row.cost_source,
+        cost_at=None if row.cost_at is None else iso(row.cost_at),
+        margin_percent=None if row.margin is None else plain(row.margin),
+    )
+
+
+def from_package(rate: PackageRate, version: str, policy: Policy = AT_COST) -> RateView:
     """A price of the package, with an id that follows from pattern, version and values."""
     source = f"genai-prices {version}"
-    values = (rate.pattern, source, rate.input, rate.output, rate.cache_read or "", rate.cache_write or "")
+    values = policy.rates(values_of(rate))
+    digest = f"{rate.pattern}\n{source}\n{values.model_dump_json()}"
     return RateView(
-        rate_id=str(uuid.uuid5(_RATE_IDS, "\n".join(values))),
+        **dict(values),
+        rate_id=str(uuid.uuid5(_RATE_IDS, digest)),
         pattern=rate.pattern,
-        input=rate.input,
-        output=rate.output,
-        cache_read=rate.cache_read,
-        cache_write=rate.cache_write,
         source=source,
         effective_at=_BUILT_IN_SINCE,
     )
@@ -63,13 +79,16 @@ DEMO_RATE: Final = RateView(
 """Above zero, so that every part of charging can be seen without a provider's key."""
 
 
-def in_force(operator: Iterable[RateRow], package: PackagePrices, *, demo: bool) -> tuple[RateView, ...]:
+def in_force(
+    stored: Iterable[RateRow], package: PackagePrices, *, demo: bool, policy: Policy = AT_COST
+) -> tuple[RateView, ...]:
     """All rates in the order in which they count: the first whose pattern matches a model is its rate.
 
-    An operator's pattern goes before any other, however broad: whoever sets `openai/*` means all of them.
+    A pattern set by hand goes before any other, however broad: whoever sets `openai/*` means all of them. Then come
+    rates imported from the package, and last its prices as they are today.
     """
-    ours = sorted((from_operator(row) for row in operator), key=_order)
-    known = sorted((from_package(rate, package.version) for rate in package.rates), key=_order)
+    ours = sorted((from_row(row) for row in stored), key=lambda rate: (rate.source != OPERATOR, *_order(rate)))
+    known = sorted((from_package(rate, package.version, policy) for rate in package.rates), key=_order)
     return (*ours, *((DEMO_RATE,) if demo else ()), *known)
 
 
@@ -80,7 +99,3 @@ def rate_for(rates: Iterable[RateView], name: str) -> RateView | None:
 
 def _order(rate: RateView) -> tuple[int, int, str]:
     return specificity(rate.pattern)
-
-
-def _optional(amount: Decimal | None) -> str | None:
-    return None if amount is None else plain(amount)

@@ -1,24 +1,65 @@
-"""Statements on schema `catalog`."""
+"""Statements on schema `catalog`: providers and rate versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from contracts.errors import ErrorCode, HubError
 from provider_router.catalog.providers import Provider
+from provider_router.sql.rate_rows import NewRate, RateRow, columns, from_record
 from runtime.postgres import Pool
 
+if TYPE_CHECKING:
+    import asyncpg
+
+    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
 _REVISION: Final = "select revision from catalog.revision"
-_NEXT: Final = "update catalog.revision set revision = revision + 1, changed_at = now() returning revision"
-_IN_FORCE: Final = """
-select distinct on (pattern)
-       id::text as rate_id, pattern, input, output, cache_read, cache_write, reasoning, request, source, effective_at
-  from catalog.rate order by pattern, revision desc
+_NEXT: Final = """
+update catalog.revision set revision = revision + $1, changed_at = now(), begun_at = clock_timestamp()
+ where revision = $2 or $2 is null returning revision, begun_at
 """
+_COLUMNS: Final = """
+       id::text as rate_id, revision as version, pattern, input, output, cache_read, cache_write, cache_write_1h,
+       reasoning, request, tiers, pieces, source, effective_at, change_type, changed_by, changed_at, costs,
+       cost_source, cost_at, margin
+"""
+# Whether a pattern is deprecated is what was said last, also when an earlier change of its rates begins later.
+_IN_FORCE: Final = f"""
+select distinct on (pattern) {_COLUMNS},
+       first_value(deprecated) over (partition by pattern order by revision desc) as deprecated
+  from catalog.rate where effective_at <= clock_timestamp()
+ order by pattern, effective_at desc, revision desc
+"""  # noqa: S608 - our own words only
+_BEGINS: Final = """
+select extract(epoch from min(effective_at) - clock_timestamp())::float8
+  from catalog.rate where effective_at > clock_timestamp()
+"""
+_BEGUN: Final = """
+update catalog.revision set revision = revision + 1, changed_at = now(), begun_at = clock_timestamp()
+ where exists (select from catalog.rate where effective_at > begun_at and effective_at <= clock_timestamp())
+returning revision
+"""
+_HISTORY: Final = f"""
+select {_COLUMNS}, deprecated
+  from catalog.rate where (pattern = $1 or $1 is null) and (revision < $2 or $2 is null)
+ order by revision desc limit $3
+"""  # noqa: S608 - our own words only
+_BEFORE: Final = f"""
+select v.version as of_version, {_COLUMNS.replace("revision as version", "p.revision as version")}, deprecated
+  from unnest($1::bigint[], $2::text[]) as v(version, of_pattern)
+ cross join lateral (
+       select * from catalog.rate r where r.pattern = v.of_pattern and r.revision < v.version
+        order by r.revision desc limit 1) p
+"""  # noqa: S608 - our own words only
+_LATEST: Final = "select max(revision) from catalog.rate where pattern = $1"
 _ADD: Final = """
-insert into catalog.rate (revision, pattern, input, output, cache_read, cache_write, reasoning, request, changed_by)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into catalog.rate (revision, pattern, input, output, cache_read, cache_write, cache_write_1h, reasoning, request,
+                          tiers, pieces, source, effective_at, change_type, changed_by, deprecated, costs, cost_source,
+                          cost_at, margin)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+returning id::text
 """
 _MIRROR: Final = """
 insert into catalog.provider (name, kind, base_url, models, weight, active) values ($1, $2, $3, $4, $5, true)
@@ -36,41 +77,21 @@ update catalog.revision set revision = revision + 1, configuration = $1, changed
 
 
 @dataclass(frozen=True, slots=True)
-class RateRow:
-    """A rate that an operator set: credits per unit, exactly as they were given."""
-
-    rate_id: str
-    pattern: str
-    input: Decimal
-    output: Decimal
-    cache_read: Decimal | None
-    cache_write: Decimal | None
-    reasoning: Decimal | None
-    request: Decimal
-    source: str
-    effective_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class NewRate:
-    """A rate about to be added."""
-
-    pattern: str
-    input: Decimal
-    output: Decimal
-    cache_read: Decimal | None
-    cache_write: Decimal | None
-    reasoning: Decimal | None
-    request: Decimal
-    changed_by: str
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """What the database knows at one revision."""
 
     revision: int
     rates: tuple[RateRow, ...]
+    begins_in_s: float | None = None
+    """Seconds until the next version begins; None = none is planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Versions that were added."""
+
+    revision: int
+    rows: tuple[RateRow, ...]
 
 
 class Store:
@@ -84,6 +105,11 @@ class Store:
         revision: int = await self._pool.fetchval(_REVISION)
         return revision
 
+    async def begun(self) -> int | None:
+        """Take a revision when a planned version has begun and no router has said so yet; None = nothing began."""
+        revision: int | None = await self._pool.fetchval(_BEGUN)
+        return revision
+
     async def read(self) -> Stored:
         """Revision and rates in force, as of one moment."""
         async with (
@@ -92,29 +118,30 @@ class Store:
         ):
             revision: int = await connection.fetchval(_REVISION)
             rows = await connection.fetch(_IN_FORCE)
-        return Stored(revision, tuple(RateRow(**dict(row)) for row in rows))
+            begins_in_s: float | None = await connection.fetchval(_BEGINS)
+        return Stored(revision, tuple(from_record(row) for row in rows), begins_in_s)
 
-    async def add_rate(self, rate: NewRate) -> int:
-        """Add a version of a pattern's rates, in force from the commit on.
+    async def history(
+        self, pattern: str | None, before: int | None, limit: int
+    ) -> list[tuple[RateRow, RateRow | None]]:
+        """Versions, newest first, each with the one of its pattern before it."""
+        rows = await self._pool.fetch(_HISTORY, pattern, before, limit)
+        earlier = await self._pool.fetch(_BEFORE, [row["version"] for row in rows], [row["pattern"] for row in rows])
+        previous = {row["of_version"]: from_record(row) for row in earlier}
+        return [(from_record(row), previous.get(row["version"])) for row in rows]
 
-        Returns:
-            The new revision.
+    async def add_rates(self, rates: Sequence[NewRate], *, based_on: int | None = None) -> Added:
+        """Add versions, all or none; those without a time are in force from the commit on.
+
+        Args:
+            rates: at least one.
+            based_on: the revision from which they were computed; None = they depend on nothing.
+
+        Raises:
+            HubError: `conflict`, something changed meanwhile.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            revision: int = await connection.fetchval(_NEXT)
-            await connection.execute(
-                _ADD,
-                revision,
-                rate.pattern,
-                rate.input,
-                rate.output,
-                rate.cache_read,
-                rate.cache_write,
-                rate.reasoning,
-                rate.request,
-                rate.changed_by,
-            )
-        return revision
+            return await add_rates(connection, rates, based_on)
 
     async def configured(self, providers: Sequence[Provider], configuration: str) -> int | None:
         """Mirror this router's providers; a new configuration is a change and takes a revision.
@@ -135,3 +162,43 @@ class Store:
                 )
             await connection.execute(_GONE, [provider.name for provider in providers])
         return revision
+
+
+async def add_rates(connection: "Connection", rates: Sequence[NewRate], based_on: int | None = None) -> Added:
+    """As `Store.add_rates`, within the caller's transaction."""
+    next_one = await connection.fetchrow(_NEXT, len(rates), based_on)
+    if next_one is None:
+        raise HubError(ErrorCode.CONFLICT, "Rates were changed meanwhile; look at them again and repeat.")
+    rows = []
+    for version, rate in enumerate(rates, next_one["revision"] - len(rates) + 1):
+        if rate.expected_version is not None:
+            latest = await connection.fetchval(_LATEST, rate.pattern) or 0
+            if latest != rate.expected_version:
+                raise HubError(
+                    ErrorCode.CONFLICT,
+                    f"The rates of {rate.pattern} are at version {latest}, not {rate.expected_version}: somebody "
+                    "changed them meanwhile. Look at them again and repeat with that version.",
+                    param="expected_version",
+                )
+        rows.append(await _added(connection, version, rate, next_one["begun_at"]))
+    return Added(next_one["revision"], tuple(rows))
+
+
+async def _added(connection: "Connection", version: int, rate: NewRate, now: datetime) -> RateRow:
+    rate_id: str = await connection.fetchval(_ADD, version, *columns(rate, rate.effective_at or now))
+    return RateRow(
+        rate_id=rate_id,
+        version=version,
+        pattern=rate.pattern,
+        values=rate.values,
+        source=rate.source,
+        effective_at=rate.effective_at or now,
+        deprecated=rate.deprecated,
+        change_type=rate.change_type,
+        changed_by=rate.changed_by,
+        changed_at=now,
+        costs=rate.costs,
+        cost_source=rate.cost_source,
+        cost_at=rate.cost_at,
+        margin=rate.margin,
+    )

@@ -1,6 +1,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.errors import ErrorCode, HubError
@@ -247,3 +248,60 @@ def test_a_block_that_cannot_be_carried_is_no_silent_loss() -> None:
     event = {"type": "content_block_start", "index": 0, "content_block": {"type": "server_tool_use"}}
     with pytest.raises(HubError, match="server_tool_use"):
         ADAPTER.translation(include_usage=True).feed(f"data: {json.dumps(event)}\n\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("creation", "five_minutes", "an_hour", "source"),
+    [
+        ({"ephemeral_5m_input_tokens": 300, "ephemeral_1h_input_tokens": 212}, 300, 212, UsageSource.REPORTED),
+        ({"ephemeral_5m_input_tokens": 512, "ephemeral_1h_input_tokens": 0}, 512, 0, UsageSource.REPORTED),
+        ({"ephemeral_1h_input_tokens": 512}, 0, 512, UsageSource.REPORTED),
+        (None, 512, 0, UsageSource.REPORTED),
+        ({}, 512, 0, UsageSource.REPORTED),
+        ({"ephemeral_1h_input_tokens": 513}, 0, 512, UsageSource.ESTIMATED),
+        ({"ephemeral_1h_input_tokens": -1}, 512, 0, UsageSource.ESTIMATED),
+        ({"ephemeral_1h_input_tokens": "many"}, 512, 0, UsageSource.ESTIMATED),
+    ],
+)
+def test_what_lies_in_the_cache_for_an_hour_is_counted_apart(
+    creation: dict[str, Any] | None, five_minutes: int, an_hour: int, source: UsageSource
+) -> None:
+    raw = {
+        "input_tokens": 6,
+        "output_tokens": 1,
+        "cache_read_input_tokens": 1024,
+        "cache_creation_input_tokens": 512,
+        "cache_creation": creation,
+    }
+    used = answer.usage(msgspec.json.decode(json.dumps(raw).encode(), type=answer.GivenUsage))
+    assert used == Usage(6, 1, 1024, five_minutes, source=source, cache_write_1h_tokens=an_hour)
+    assert used.prompt_tokens == 6 + 1024 + 512
+
+
+def test_a_streams_split_of_the_cache_survives_its_last_figures() -> None:
+    """`message_start` has the split, `message_delta` repeats the sum without it."""
+    start = {
+        "type": "message_start",
+        "message": {
+            "id": "m",
+            "model": "claude",
+            "usage": {
+                "input_tokens": 6,
+                "output_tokens": 1,
+                "cache_creation_input_tokens": 512,
+                "cache_creation": {"ephemeral_5m_input_tokens": 500, "ephemeral_1h_input_tokens": 12},
+            },
+        },
+    }
+    delta = {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn"},
+        "usage": {"output_tokens": 9, "cache_creation_input_tokens": 512},
+    }
+    translation = ADAPTER.translation(include_usage=True, choices=1, created=0)
+    for event in (start, delta, {"type": "message_stop"}):
+        translation.feed(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+    ending = translation.end()
+    assert ending.usage == Usage(6, 9, 0, 500, cache_write_1h_tokens=12)
+    assert b'"prompt_tokens":518' in ending.held
+    assert b'"cache_write_tokens":512' in ending.held

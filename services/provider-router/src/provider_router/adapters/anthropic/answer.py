@@ -19,6 +19,13 @@ class OutputDetails(msgspec.Struct):
     thinking_tokens: Any = None
 
 
+class CacheCreation(msgspec.Struct):
+    """Part of `GivenUsage`: what `cache_creation_input_tokens` consists of."""
+
+    ephemeral_5m_input_tokens: Any = None
+    ephemeral_1h_input_tokens: Any = None
+
+
 class GivenUsage(msgspec.Struct):
     """Usage as Anthropic has it: cached tokens are apart from `input_tokens`, thinking is inside `output_tokens`."""
 
@@ -26,6 +33,7 @@ class GivenUsage(msgspec.Struct):
     output_tokens: Any = None
     cache_read_input_tokens: Any = None
     cache_creation_input_tokens: Any = None
+    cache_creation: CacheCreation | None = None
     output_tokens_details: OutputDetails | None = None
 
 
@@ -98,14 +106,25 @@ def usage(given: GivenUsage | None) -> Usage | None:
     bounded = [min(figure, TOKENS_MAX) for figure in figures]
     believed = bounded == figures and thinking is not None and thinking <= bounded[1]
     reasoning = min(thinking or 0, bounded[1])
+    for_an_hour = _written_for_an_hour(given.cache_creation)
+    believed = believed and for_an_hour is not None and for_an_hour <= bounded[3]
+    hour = min(for_an_hour or 0, bounded[3])
     return Usage(
         input_tokens=bounded[0],
         output_tokens=bounded[1] - reasoning,
         cache_read_tokens=bounded[2],
-        cache_write_tokens=bounded[3],
+        cache_write_tokens=bounded[3] - hour,
         reasoning_tokens=reasoning,
         source=UsageSource.REPORTED if believed else UsageSource.ESTIMATED,
+        cache_write_1h_tokens=hour,
     )
+
+
+def _written_for_an_hour(creation: CacheCreation | None) -> int | None:
+    """Tokens written to the cache for an hour, of all that were written; None = the figure cannot be believed."""
+    if creation is None or creation.ephemeral_1h_input_tokens is None:
+        return 0
+    return chat_form.count(creation.ephemeral_1h_input_tokens)
 
 
 def answer(body: bytes, created: int) -> Ending:

@@ -1,0 +1,276 @@
+"""What administrators do to rates: set, look back, deprecate, import, mark up, check, approve."""
+
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Final
+
+from contracts.errors import ErrorCode, HubError
+from contracts.rpc import catalog as questions
+from contracts.rpc.catalog import RateView
+from provider_router.catalog.catalog import Catalog
+from provider_router.catalog.check import Finding, checked
+from provider_router.catalog.costs import Policy, plain, values_of
+from provider_router.catalog.input import by, checked_pattern, new_rate
+from provider_router.catalog.matching import VENDORS, Costs
+from provider_router.catalog.package import PackageError, PackagePrices
+from provider_router.catalog.rates import OPERATOR, from_row, iso, rate_for, version_from_row
+from provider_router.catalog.sync import Plan, SyncOptions, synced, with_margin
+from provider_router.sql.rate_rows import NewRate, RateRow
+from provider_router.sql.reviews import NewProposal, Proposed, Reviews
+from provider_router.sql.store import Store
+
+_HUNDREDTH: Final = Decimal("0.01")
+
+
+@dataclass(frozen=True, slots=True)
+class Administration:
+    """The rates of one hub, as their administrators see them.
+
+    Every method raises what PostgreSQL raises, and `HubError` for what is refused.
+    """
+
+    catalog: Catalog
+    store: Store
+    reviews: Reviews
+    policy: Policy
+    """Margin and credit price where a question names none."""
+    providers: tuple[str, ...]
+    """Configured ones that the price package may know."""
+    read_package: Callable[[Sequence[str]], Awaitable[PackagePrices]]
+
+    async def set_rates(self, question: questions.RatesSet) -> RateView:
+        """Add a version; a rate that is deprecated stays so."""
+        rate = new_rate(question, datetime.now(UTC))
+        row = await self._row(question.pattern)
+        if row is not None and row.deprecated:
+            rate = replace(rate, deprecated=True)
+        return await self._add(rate)
+
+    async def deprecate(self, question: questions.RatesDeprecate) -> RateView:
+        """Take a pattern out of service, or back, at the rates that it has."""
+        pattern = checked_pattern(question.pattern)
+        stored = await self.store.read()
+        row = next((row for row in stored.rates if row.pattern == pattern), None)
+        rates = (await self.catalog.current()).rates
+        current = next((rate for rate in rates if rate.pattern == pattern), None) or rate_for(rates, pattern)
+        if current is None:
+            raise HubError(
+                ErrorCode.NOT_FOUND,
+                f"No rate is in force for {pattern}; `hub rates list` shows what there is.",
+                param="pattern",
+            )
+        if (
+            row is not None
+            and row.deprecated == question.deprecated
+            and question.expected_version in {None, row.version}
+        ):
+            return from_row(row)
+        values = values_of(current) if row is None else row.values
+        return await self._add(
+            NewRate(
+                pattern=pattern,
+                values=values,
+                changed_by=by(question.changed_by),
+                change_type="deprecation",
+                source=OPERATOR,
+                deprecated=question.deprecated,
+                costs=None if row is None else row.costs,
+                cost_source="" if row is None else row.cost_source,
+                cost_at=None if row is None else row.cost_at,
+                margin=None if row is None else row.margin,
+                expected_version=question.expected_version,
+            )
+        )
+
+    async def history(self, question: questions.RatesHistory) -> questions.RateVersions:
+        """Versions, newest first."""
+        found = await self.store.history(question.pattern, question.before, question.limit)
+        return questions.RateVersions(versions=tuple(version_from_row(row, previous) for row, previous in found))
+
+    async def sync(self, question: questions.RatesSync) -> questions.RatesChanged:
+        """Import unit costs from the package."""
+        providers = question.providers or self.providers
+        package = await self._package(providers)
+        unknown = sorted(set(question.providers) - set(package.models))
+        stored = await self.store.read()
+        margin = question.margin_percent
+        options = SyncOptions(
+            providers=frozenset(providers),
+            policy=self._policy(margin, question.credit_price),
+            given_margin=margin is not None,
+            apply_rates=question.apply_rates,
+            deprecate_unmatched=question.deprecate_unmatched,
+            changed_by=by(question.changed_by),
+            now=datetime.now(UTC),
+        )
+        plan = synced(stored.rates, package, options)
+        report = await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
+        errors = tuple(f"The price package knows no provider {name!r}." for name in unknown)
+        return report.model_copy(update={"errors": errors})
+
+    async def margin(self, question: questions.RatesMargin) -> questions.RatesChanged:
+        """Compute imported rates again with another margin."""
+        stored = await self.store.read()
+        policy = self._policy(question.margin_percent, question.credit_price)
+        plan = with_margin(stored.rates, policy, by(question.changed_by))
+        return await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
+
+    async def check(self, question: questions.RatesCheck) -> questions.CheckReport:
+        """Hold the rates against today's costs; the finding is kept."""
+        stored = await self.store.read()
+        package = await self._package({row.pattern.partition("/")[0] for row in stored.rates})
+        costs = Costs(package)
+        findings = checked(stored.rates, costs, self.policy)
+        actions: dict[str, str] = {}
+        if question.apply:
+            actions = await self._act(findings, stored.revision, by(question.changed_by))
+        rates = tuple(_seen(finding, actions) for finding in findings if finding.found != "normal")
+        counts = dict(Counter(finding.found for finding in findings))
+        found = json.dumps([rate.model_dump() for rate in rates])
+        check_id = await self.reviews.record(by(question.changed_by), costs.source, json.dumps(counts), found)
+        return questions.CheckReport(check_id=check_id, source=costs.source, counts=counts, rates=rates)
+
+    async def proposals(self) -> questions.Proposals:
+        """Changes that wait for approval."""
+        waiting = await self.reviews.waiting()
+        rows = {row.pattern: row for row in (await self.store.read()).rates}
+        return questions.Proposals(
+            proposals=tuple(_shown(each, rows[each.pattern]) for each in waiting if each.pattern in rows)
+        )
+
+    async def decide(self, question: questions.RatesDecide) -> questions.Decided:
+        """Approve a proposal, which adds its version, or refuse it."""
+        proposal = await self.reviews.find(question.proposal_id)
+        who = by(question.changed_by)
+        row = await self._row(proposal.pattern)
+        rate = _approved(proposal, row, who) if question.approve and row is not None else None
+        if question.approve and rate is None:
+            raise HubError(ErrorCode.CONFLICT, f"No rate of {proposal.pattern} is in force.", param="proposal_id")
+        added = await self.reviews.decide(proposal, who, rate)
+        if added is None:
+            return questions.Decided(pattern=proposal.pattern, decision="refused", rate=None)
+        await self.catalog.added(added.revision)
+        return questions.Decided(pattern=proposal.pattern, decision="approved", rate=from_row(added.rows[0]))
+
+    async def _act(self, findings: Sequence[Finding], revision: int, changed_by: str) -> dict[str, str]:
+        """Change what may be changed without being asked, propose the rest; pattern → action."""
+        suggested = [finding for finding in findings if finding.suggested is not None and finding.cost is not None]
+        small = [finding for finding in suggested if not finding.needs_approval]
+        large = [finding for finding in suggested if finding.needs_approval]
+        actions: dict[str, str] = {finding.row.pattern: "applied" for finding in small}
+        if small:
+            added = await self.store.add_rates([_changed(each, changed_by) for each in small], based_on=revision)
+            await self.catalog.added(added.revision)
+        proposals = [_proposal(finding) for finding in large]
+        for proposal, result in zip(proposals, await self.reviews.propose(proposals), strict=True):
+            actions[proposal.pattern] = result
+        return actions
+
+    async def _carry_out(self, plan: Plan, revision: int, *, dry_run: bool) -> questions.RatesChanged:
+        if plan.new and not dry_run:
+            added = await self.store.add_rates(plan.new, based_on=revision)
+            await self.catalog.added(added.revision)
+        return plan.report(dry_run=dry_run)
+
+    async def _add(self, rate: NewRate) -> RateView:
+        added = await self.store.add_rates([rate])
+        await self.catalog.added(added.revision)
+        return from_row(added.rows[0])
+
+    async def _row(self, pattern: str) -> RateRow | None:
+        """What is in force for exactly this pattern."""
+        return next((row for row in (await self.store.read()).rates if row.pattern == pattern), None)
+
+    async def _package(self, providers: Sequence[str] | set[str]) -> PackagePrices:
+        """Prices of these providers, and of the vendors whose prices resellers inherit."""
+        try:
+            return await self.read_package(sorted({*providers, *VENDORS}))
+        except PackageError as error:
+            raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "The price package cannot be read; try again.") from error
+
+    def _policy(self, margin_percent: str | None, credit_price: str | None) -> Policy:
+        return Policy(
+            self.policy.margin_percent if margin_percent is None else Decimal(margin_percent),
+            self.policy.credit_price if credit_price is None else Decimal(credit_price),
+        )
+
+
+def _percent(share: Decimal) -> str:
+    return plain((share * 100).quantize(_HUNDREDTH, ROUND_HALF_UP))
+
+
+def _seen(finding: Finding, actions: dict[str, str]) -> questions.CheckedRate:
+    margin = finding.margin_percent
+    return questions.CheckedRate.model_validate(
+        {
+            "pattern": finding.row.pattern,
+            "found": finding.found,
+            "drift_percent": _percent(finding.drift),
+            "margin_percent": None if margin is None else plain(margin.quantize(_HUNDREDTH, ROUND_HALF_UP)),
+            "action": actions.get(finding.row.pattern, "none"),
+        }
+    )
+
+
+def _shown(proposal: Proposed, row: RateRow) -> questions.Proposal:
+    return questions.Proposal(
+        proposal_id=proposal.proposal_id,
+        pattern=proposal.pattern,
+        version=proposal.version,
+        reason=proposal.reason,
+        drift_percent=_percent(proposal.drift),
+        old=row.values,
+        new=proposal.values,
+        cost_source=proposal.cost_source,
+        proposed_at=iso(proposal.proposed_at),
+    )
+
+
+def _proposal(finding: Finding) -> NewProposal:
+    assert finding.suggested is not None  # noqa: S101 - the caller picked those
+    assert finding.cost is not None  # noqa: S101 - as above
+    return NewProposal(
+        finding.row.pattern,
+        finding.reason,
+        finding.drift,
+        finding.suggested,
+        finding.cost.values,
+        finding.cost.source,
+    )
+
+
+def _changed(finding: Finding, changed_by: str) -> NewRate:
+    """The version that follows from a finding."""
+    proposal = _proposal(finding)
+    row = finding.row
+    return NewRate(
+        pattern=row.pattern,
+        values=proposal.values,
+        changed_by=changed_by,
+        change_type="auto_update" if finding.reason == "below_cost" else "source_drift",
+        source=row.source,
+        costs=proposal.costs,
+        cost_source=proposal.cost_source,
+        cost_at=datetime.now(UTC),
+        margin=row.margin,
+    )
+
+
+def _approved(proposal: Proposed, row: RateRow, changed_by: str) -> NewRate:
+    """The version that follows from a proposal."""
+    return NewRate(
+        pattern=row.pattern,
+        values=proposal.values,
+        changed_by=changed_by,
+        change_type="auto_update" if proposal.reason == "below_cost" else "source_drift",
+        source=row.source,
+        deprecated=row.deprecated,
+        costs=proposal.costs,
+        cost_source=proposal.cost_source,
+        cost_at=datetime.now(UTC),
+        margin=row.margin,
+    )

@@ -1,0 +1,166 @@
+"""What a bulk change does to the rates: unit costs taken over from the package, or another margin. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from contracts.rpc.catalog import RateChange, RatesChanged
+from provider_router.catalog.costs import Policy
+from provider_router.catalog.matching import Cost, Costs
+from provider_router.catalog.package import PackagePrices
+from provider_router.catalog.rates import OPERATOR
+from provider_router.sql.rate_rows import NewRate, RateRow
+
+
+@dataclass(slots=True)
+class Plan:
+    """The versions that a bulk change adds, and what it says about them."""
+
+    new: list[NewRate] = field(default_factory=list)
+    changes: list[RateChange] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    unchanged: int = 0
+
+    def add(self, rate: NewRate, old: RateRow | None) -> None:
+        """One more version."""
+        kind = "created" if old is None else "deprecated" if rate.deprecated and not old.deprecated else "updated"
+        self.new.append(rate)
+        self.changes.append(
+            RateChange(
+                pattern=rate.pattern,
+                change=kind,
+                old=None if old is None else old.values,
+                new=rate.values,
+                cost_source=rate.cost_source,
+            )
+        )
+
+    def report(self, *, dry_run: bool) -> RatesChanged:
+        """What was done, or would be."""
+        kinds = [change.change for change in self.changes]
+        return RatesChanged(
+            dry_run=dry_run,
+            created=kinds.count("created"),
+            updated=kinds.count("updated"),
+            unchanged=self.unchanged,
+            deprecated=kinds.count("deprecated"),
+            unmatched=tuple(self.unmatched),
+            changes=tuple(self.changes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """How costs are taken over."""
+
+    providers: frozenset[str]
+    policy: Policy
+    given_margin: bool
+    """Whether the margin was asked for; else rates keep the one that they have."""
+    apply_rates: bool
+    deprecate_unmatched: bool
+    changed_by: str
+    now: datetime
+
+
+def synced(rows: Sequence[RateRow], package: PackagePrices, options: SyncOptions) -> Plan:
+    """Take unit costs over into rates.
+
+    Rates set by hand keep their prices and only learn their costs. A rate that the package knows again is deprecated
+    no more, unless it was taken out by hand.
+    """
+    plan = Plan()
+    costs = Costs(package)
+    known = {row.pattern for row in rows}
+    for row in rows:
+        if row.pattern.partition("/")[0] not in options.providers:
+            continue
+        cost = costs.of(row.pattern)
+        if cost is not None:
+            _update(plan, row, cost, options)
+            continue
+        plan.unmatched.append(row.pattern)
+        if options.deprecate_unmatched and row.source != OPERATOR and not row.deprecated:
+            plan.add(replace(_same(row, options.changed_by), deprecated=True), row)
+    if options.apply_rates:
+        for pattern in _missing(package, known, options.providers):
+            cost = costs.of(pattern)
+            if cost is not None:
+                plan.add(_created(pattern, cost, options), None)
+    return plan
+
+
+def with_margin(rows: Sequence[RateRow], policy: Policy, changed_by: str) -> Plan:
+    """Compute imported rates again with this margin; rates set by hand stay as they are."""
+    plan = Plan()
+    for row in rows:
+        if row.costs is None or row.source == OPERATOR:
+            continue
+        values = policy.rates(row.costs)
+        if values == row.values and policy.margin_percent == row.margin:
+            plan.unchanged += 1
+            continue
+        changed = replace(
+            _same(row, changed_by), values=values, margin=policy.margin_percent, change_type="bulk_update"
+        )
+        plan.add(changed, row)
+    return plan
+
+
+def _missing(package: PackagePrices, known: set[str], providers: frozenset[str]) -> Iterator[str]:
+    for rate in package.rates:
+        if rate.pattern not in known and rate.pattern.partition("/")[0] in providers:
+            yield rate.pattern
+
+
+def _created(pattern: str, cost: Cost, options: SyncOptions) -> NewRate:
+    return NewRate(
+        pattern=pattern,
+        values=options.policy.rates(cost.values),
+        changed_by=options.changed_by,
+        change_type="bulk_create",
+        source=cost.source,
+        costs=cost.values,
+        cost_source=cost.source,
+        cost_at=options.now,
+        margin=options.policy.margin_percent,
+    )
+
+
+def _update(plan: Plan, row: RateRow, cost: Cost, options: SyncOptions) -> None:
+    imported = row.source != OPERATOR
+    policy = options.policy
+    if row.margin is not None and not options.given_margin:
+        policy = replace(policy, margin_percent=row.margin)
+    applied = imported and options.apply_rates
+    values = policy.rates(cost.values) if applied else row.values
+    revived = imported and row.deprecated
+    if values == row.values and cost.values == row.costs and not revived:
+        plan.unchanged += 1
+        return
+    updated = replace(
+        _same(row, options.changed_by),
+        values=values,
+        source=cost.source if imported else row.source,
+        deprecated=row.deprecated and not revived,
+        costs=cost.values,
+        cost_source=cost.source,
+        cost_at=options.now,
+        margin=policy.margin_percent if applied else row.margin,
+    )
+    plan.add(updated, row)
+
+
+def _same(row: RateRow, changed_by: str) -> NewRate:
+    return NewRate(
+        pattern=row.pattern,
+        values=row.values,
+        changed_by=changed_by,
+        change_type="bulk_sync",
+        source=row.source,
+        deprecated=row.deprecated,
+        costs=row.costs,
+        cost_source=row.cost_source,
+        cost_at=row.cost_at,
+        margin=row.margin,
+    )
