@@ -19,6 +19,7 @@ _JSON: Final = "application/json"
 _PARAMETERS: Final = {
     "lane": "Dispatch lane; `interactive` for calls that somebody waits for.",
     "kind": "Kind of call, e.g. `chat`.",
+    "level": "What a balance has come to: `low` or `depleted`.",
     "gateway": "Process id of a gateway.",
     "router": "Process id of a provider-router.",
     "service": "`gateway` or `provider-router`.",

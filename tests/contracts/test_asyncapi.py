@@ -28,6 +28,7 @@ SUBJECTS = {
     "calls_completed": [subjects.calls_completed(kind) for kind in subjects.CallKind],
     "calls_failed": [subjects.calls_failed(kind) for kind in subjects.CallKind],
     "usage_recorded": [subjects.usage_recorded(kind) for kind in subjects.CallKind],
+    "credit_notice": [subjects.credit_notice(level) for level in subjects.CreditLevel],
     "frames": [subjects.frames(new_call_id())],
     "inbox_frames": [subjects.inbox_frames(GATEWAY)],
     "inbox_undispatched": [subjects.inbox_undispatched(GATEWAY, 7)],

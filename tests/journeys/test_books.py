@@ -146,6 +146,7 @@ async def test_status_says_whether_a_call_would_go_through(system: System, calle
 async def test_the_balance_shows_what_is_held_while_a_call_runs(system: System, caller: Caller) -> None:
     async def balance() -> dict[str, str]:
         told: dict[str, str] = (await caller.get("/api/user/info")).json()["creditBalance"]
+        assert told.pop("grantCount") == 1
         return told
 
     assert await balance() == {"balance": "100.0000000000", "total": "100.0000000000", "pendingCredit": ZERO}
@@ -476,6 +477,7 @@ async def test_an_answer_that_credit_does_not_last_for_ends_properly_and_never_o
     response = await caller.post(chat(stream=True, stream_options={"include_usage": True}))
     *_, finish, used = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
     assert finish["choices"][0]["finish_reason"] == "length"
+    assert finish["choices"][0]["finish_details"] == {"type": "credit_exhausted"}
     assert response.content.endswith(wire.DONE)
     view = await caller.call(response.headers["x-call-id"])
     assert (view["state"], view["outcome"]) == ("success", "credit_exhausted")

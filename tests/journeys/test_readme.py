@@ -84,6 +84,30 @@ async def test_the_first_call_is_answered_and_booked(hub: EmbeddedHub) -> None:
     assert re.search(r"\b99\.9", balance), balance
 
 
+async def test_the_hub_command_keeps_the_ledger(hub: EmbeddedHub) -> None:
+    async def credits(*arguments: str) -> str:  # noqa: A001 - the command's name
+        return await run(hub, sys.executable, "-m", "hub_local.cli", "credits", *arguments)
+
+    account = "did:shop"
+    given = await credits("grant", account, "10", "--reason", "paid", "--expires", "2099-01-01", "--priority", "9")
+    assert given.endswith(f"{account} has 10.0000000000 credits available\n")
+    grant_id = given.split()[1]
+    assert "has 7.5000000000 credits" in await credits("adjust", account, "-2.5", "--reason", "a mistake")
+    assert "withdrawn -1.0000000000" in await credits("refund", grant_id, "--grant", "--amount", "1")
+    assert "expired -6.5000000000" in await credits("expire", grant_id)
+    grants, transactions, statement, listed = await asyncio.gather(
+        credits("grants", account),
+        credits("transactions", account),
+        credits("statement", account),
+        credits("list", "--contains", "shop", "--below", "1"),
+    )
+    assert f"{grant_id}\texpired\t10.0000000000\t0.0000000000\ttop_up\t9" in grants
+    kinds = [line.split("\t")[1] for line in transactions.splitlines()]
+    assert kinds == ["kind", "expired", "withdrawn", "adjusted", "granted"]
+    assert re.search(r"^difference +0\.0000000000$", statement, re.MULTILINE)
+    assert account in listed
+
+
 @pytest.mark.parity(7)
 async def test_the_first_call_streams(hub: EmbeddedHub) -> None:
     assert 'With `"stream": true` the answer comes as server-sent events' in README

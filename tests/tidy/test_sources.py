@@ -30,6 +30,9 @@ MONEY = [
     METERING / "settle.py",
     METERING / "events.py",
     METERING / "calls.py",
+    METERING / "ledger" / "changes.py",
+    METERING / "ledger" / "views.py",
+    METERING / "ledger" / "statements.py",
     METERING / "sql" / "store.py",
     ROOT / "libs" / "contracts" / "src" / "contracts" / "money.py",
 ]

@@ -159,7 +159,12 @@ class Neighbours:
         return await rpc.ask(self.operator, questions.SERVICE, method, request, reply)
 
     async def open_account(self, account: str, amount: str) -> None:
-        await self.books.execute("insert into metering.account (id, granted) values ($1, $2)", account, Decimal(amount))
+        word = await self.books.fetchval(
+            "select metering.credit_give(gen_random_uuid(), $1, $2, 'top_up', '', '', '', 50, null, null, null, now())",
+            account,
+            Decimal(amount),
+        )
+        assert word == "done"
 
     async def until_router_told(self, *reserved: ReserveCall) -> None:
         """Routers hear of it a moment after gateways."""

@@ -12,12 +12,12 @@ import msgspec
 from pydantic import BaseModel
 
 from contracts import dispatch, frames, subjects
-from contracts.cloudevent import UsageEvent
+from contracts.cloudevent import CreditEvent, UsageEvent
 from contracts.events import CallCompleted, CallFailed, CallRequested
 from contracts.permissions import GATEWAY, JANITOR, METERING, OPERATOR, ROUTER
-from contracts.rpc import catalog, identity, metering, what_if
+from contracts.rpc import catalog, credit, identity, metering, what_if
 from contracts.rpc.envelope import Empty
-from contracts.streams import CALLS, FRAMES, USAGE
+from contracts.streams import CALLS, CREDIT, FRAMES, USAGE
 
 SUBSCRIBERS: Final = "subscribers"
 """Whoever listens to usage events: warehouses, alerts, billing."""
@@ -142,6 +142,11 @@ CHANNELS: Final = (
         public=True,
     ),
     Channel(
+        "credit.noticed", f"{subjects.CREDIT}.{{level}}", "jetstream", (METERING,), (SUBSCRIBERS,),
+        CreditEvent, "A balance has become low, or nothing is left: a CloudEvent, once per crossing.",
+        stream=CREDIT.name, public=True,
+    ),
+    Channel(
         "catalog.changed", subjects.CATALOG_CHANGED, "core", (ROUTER,), (GATEWAY, ROUTER), catalog.CatalogChanged,
         "Providers, models or rates are not what a cache says.",
     ),
@@ -171,6 +176,24 @@ CHANNELS: Final = (
     _rpc(METERING, metering.GRANT, (GATEWAY, OPERATOR), metering.Grant, metering.Balance, "Give credits, once."),
     _rpc(METERING, metering.ACCOUNTS_OPEN, (GATEWAY, OPERATOR), metering.AccountsOpen, metering.AccountsOpened,
          "Open accounts with a welcome grant."),
+    _rpc(METERING, credit.ADJUST, (GATEWAY, OPERATOR), credit.Adjust, credit.CreditChanged,
+         "Give or take credits, once."),
+    _rpc(METERING, credit.REFUND_CALL, (GATEWAY, OPERATOR), credit.RefundCall, credit.CreditChanged,
+         "Give a charge back, once."),
+    _rpc(METERING, credit.REFUND_GRANT, (GATEWAY, OPERATOR), credit.RefundGrant, credit.CreditChanged,
+         "Take unused credits of a grant back, once."),
+    _rpc(METERING, credit.GRANT_EXPIRE, (GATEWAY, OPERATOR), credit.GrantExpire, credit.CreditChanged,
+         "End a grant now, once."),
+    _rpc(METERING, credit.GRANTS_DUE, (JANITOR, OPERATOR), credit.GrantsDue, credit.GrantsDone,
+         "Begin and end the grants whose time has come."),
+    _rpc(METERING, credit.GRANTS_LIST, (GATEWAY, OPERATOR), credit.GrantsList, credit.GrantsPage,
+         "Grants of an account."),
+    _rpc(METERING, credit.TRANSACTIONS, (GATEWAY, OPERATOR), credit.TransactionsList, credit.TransactionsPage,
+         "Charges and entries of an account, with the balance after each."),
+    _rpc(METERING, credit.STATEMENT, (GATEWAY, OPERATOR), credit.StatementGet, credit.Statement,
+         "An account's month."),
+    _rpc(METERING, credit.ACCOUNTS_LIST, (GATEWAY, OPERATOR), credit.AccountsList, credit.AccountsPage,
+         "Accounts and their balances."),
     _rpc(ROUTER, catalog.SNAPSHOT, (GATEWAY, OPERATOR), catalog.SnapshotGet, catalog.Snapshot,
          "Providers and rates, all that admission needs."),
     _rpc(ROUTER, catalog.RATES_SET, _ADMINS, catalog.RatesSet, catalog.RateView, "A new rate version."),

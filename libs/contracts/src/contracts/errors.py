@@ -109,6 +109,7 @@ class HubError(Exception):
         call_id: the call it belongs to, when one exists.
         provider_code: the provider's own `error.code`.
         provider_type: the provider's own `error.type`.
+        link: where the caller can do something about it, e.g. pay.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class HubError(Exception):
         call_id: str | None = None,
         provider_code: str | None = None,
         provider_type: str | None = None,
+        link: str | None = None,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -132,3 +134,4 @@ class HubError(Exception):
         self.call_id = call_id
         self.provider_code = provider_code
         self.provider_type = provider_type
+        self.link = link

@@ -5,13 +5,17 @@ milliseconds; durations are milliseconds; credits are plain decimal strings.
 """
 
 import time
+import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
 from contracts.usage import Candidate, Usage
+
+_NOTICES: Final = uuid.UUID("0b0f7a52-6a0e-5d53-9a55-4c3b8d5f0c21")
 
 
 class Outcome(StrEnum):
@@ -145,6 +149,20 @@ class UsageRecorded(msgspec.Struct, frozen=True, omit_defaults=True):
     trace_id: str = ""
 
 
+class CreditNotice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Data of a credit event: a balance crossed the threshold downwards, or nothing is left. Once per crossing."""
+
+    account: str
+    number: int
+    """Of the account's notices; not contiguous."""
+    level: str
+    """A `CreditLevel`. `depleted`: nothing is left, or a call was refused while the balance was low."""
+    balance: str
+    """Granted minus spent; what running calls hold is part of it."""
+    threshold: str
+    noticed_at: str
+
+
 def now_text() -> str:
     """The clock's time as facts carry it: ISO 8601, UTC, milliseconds."""
     return _text(time.time_ns() // 1_000_000)
@@ -174,6 +192,11 @@ def undispatched_message_id(call_id: str, epoch: int) -> str:
 def requested_message_id(call_id: str) -> str:
     """`Nats-Msg-Id` of a `CallRequested`."""
     return f"{call_id}:requested"
+
+
+def credit_event_id(account: str, number: int) -> str:
+    """Id of the CloudEvent and `Nats-Msg-Id` of a notice: constant, and without the account's text."""
+    return f"cn_{uuid.uuid5(_NOTICES, f'{account}:{number}')}"
 
 
 def usage_event_id(call_id: str) -> str:

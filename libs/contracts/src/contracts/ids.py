@@ -4,10 +4,13 @@ import os
 import re
 import secrets
 import time
+import uuid
 from typing import Final
 
 CALL_ID_LENGTH: Final = 36
 _POOL_BYTES: Final = 4096
+_WELCOME: Final = uuid.UUID("6f3d3c3e-0c1b-5b0e-9a55-0d9a3c2f7a11")
+"""Namespace of welcome grants."""
 _pool = b""
 _pool_at = 0
 
@@ -53,6 +56,11 @@ def call_time_ms(call_id: str) -> int:
 def is_call_id(text: str) -> bool:
     """Whether a text is a lower-case UUIDv7, the only form that call ids have here."""
     return _CALL_ID.fullmatch(text) is not None
+
+
+def welcome_grant_id(account: str) -> str:
+    """The id of an account's welcome grant: constant, so that it is given once however often it is asked for."""
+    return str(uuid.uuid5(_WELCOME, f"{account}:welcome"))
 
 
 def new_process_id(service: str) -> str:

@@ -59,6 +59,26 @@ def _from_wire(value: object) -> Decimal:
     raise CreditsError("credits are written as a decimal string")
 
 
+def checked_change(amount: Decimal) -> Decimal:
+    """The same amount, if it lies in the domain -1e18 < credits < 1e18.
+
+    Raises:
+        CreditsError: it does not.
+    """
+    if not amount.is_finite() or abs(amount) >= LIMIT:
+        raise CreditsError("a change of credits is finite and lies between -1e18 and 1e18")
+    return amount or ZERO
+
+
+def _change_from_wire(value: object) -> Decimal:
+    if isinstance(value, str):
+        try:
+            return Decimal(value)
+        except InvalidOperation as error:
+            raise CreditsError(f"{value[:40]!r} is not a decimal number") from error
+    return _from_wire(value)
+
+
 Credits = Annotated[
     Decimal,
     BeforeValidator(_from_wire),
@@ -67,3 +87,12 @@ Credits = Annotated[
     WithJsonSchema({"type": "string", "pattern": r"^\d{1,18}(\.\d{1,10})?$", "examples": ["0.0012300000"]}),
 ]
 """An amount of credits in a pydantic model: Decimal in Python, a plain decimal string in JSON."""
+
+CreditsChange = Annotated[
+    Decimal,
+    BeforeValidator(_change_from_wire),
+    AfterValidator(checked_change),
+    PlainSerializer(to_text, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^-?\d{1,18}(\.\d{1,10})?$", "examples": ["-0.0012300000"]}),
+]
+"""A change of an amount of credits: the same, with a sign."""

@@ -68,7 +68,8 @@ def frames(kept_s: int, kept_bytes: int) -> StreamSpec:
 
 
 FRAMES: Final = frames(ANSWERS_KEPT_S, ANSWERS_KEPT_BYTES)
-STREAMS: Final = (CALLS, USAGE, FRAMES)
+CREDIT: Final = StreamSpec("CREDIT", (f"{subjects.CREDIT}.*",), max_age_s=30 * _DAY_S, max_bytes=_GIB // 4)
+STREAMS: Final = (CALLS, USAGE, CREDIT, FRAMES)
 
 SETTLE: Final = ConsumerSpec(
     "CALLS", "metering-settle", (f"{subjects.CALLS_COMPLETED}.*", f"{subjects.CALLS_FAILED}.*")

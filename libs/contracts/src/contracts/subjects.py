@@ -10,6 +10,13 @@ from typing import Final
 ROOT: Final = "hub.v1"
 
 
+class CreditLevel(StrEnum):
+    """What a balance has come to: the last token of a notice's subject."""
+
+    LOW = "low"
+    DEPLETED = "depleted"
+
+
 class CallKind(StrEnum):
     """What a call asks for: the last token of a fact's subject and the `type` column of a ModelCall."""
 
@@ -23,6 +30,7 @@ CALLS_REQUESTED: Final = f"{ROOT}.calls.requested"
 CALLS_COMPLETED: Final = f"{ROOT}.calls.completed"
 CALLS_FAILED: Final = f"{ROOT}.calls.failed"
 USAGE_RECORDED: Final = f"{ROOT}.usage.recorded"
+CREDIT: Final = f"{ROOT}.credit"
 CATALOG_CHANGED: Final = f"{ROOT}.catalog.changed"
 IDENTITY_CHANGED: Final = f"{ROOT}.identity.changed"
 
@@ -60,6 +68,11 @@ def calls_failed(kind: CallKind) -> str:
 def usage_recorded(kind: CallKind) -> str:
     """Fact: a call was settled; a CloudEvent for whoever subscribes."""
     return f"{USAGE_RECORDED}.{kind}"
+
+
+def credit_notice(level: CreditLevel) -> str:
+    """Fact: an account's balance has come to a level; a CloudEvent for whoever subscribes."""
+    return f"{CREDIT}.{level}"
 
 
 def frames(call_id: str) -> str:

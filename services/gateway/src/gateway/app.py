@@ -54,7 +54,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         pool = await postgres.pool(settings.database_url.get_secret_value(), name=process, size=settings.database_pool)
         stack.callback(pool.terminate)
 
-        peers = rpc.Peers(bus, settings.welcome_credits)
+        peers = rpc.Peers(bus, settings.welcome_credits, settings.new_user_credits, settings.welcome_days)
         principals = Principals(partial(store.key_rows, pool), partial(store.mark_used, pool), pepper)
         prices = Prices(peers.snapshot, billing=settings.billing, unpriced=settings.unpriced)
         revisions = Revisions(bus, principals, prices.changed)
@@ -69,7 +69,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         await dispatcher.start()
         kept = KeptAnswers(bus, process, peers.outcomes, settings.settle_s, settings.call_ttl_s)
         await kept.start()
-        reserver = Reserver(bus, dispatcher.dispatch, joining(kept))
+        reserver = Reserver(bus, dispatcher.dispatch, joining(kept), settings.payment_link)
         established = principals.established
         given = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         for name, work in (
@@ -99,6 +99,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             ready=ready,
             billing=settings.billing == "credit",
             kept=kept,
+            payment_link=settings.payment_link,
         )
         rest = build(services, settings.mount_path)
         if tracing.enabled:

@@ -1,6 +1,7 @@
 """Questions that gateway answers on the bus, and the ones it asks."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from contracts.errors import ErrorCode, HubError
 from contracts.events import CallState
-from contracts.money import CreditsError, parse
+from contracts.money import ZERO, CreditsError, parse
 from contracts.rpc import catalog, identity, metering
 from contracts.rpc.envelope import Empty
 from gateway.identity.keys import Keys
@@ -26,7 +27,7 @@ def serve(on: NatsBroker, keys: Keys, peers: "Peers") -> None:
     """Subscribe every method; before the broker starts."""
 
     async def key_create(request: identity.KeyCreate) -> identity.KeyCreated:
-        return await keys.create(request, _WHO)
+        return await keys.create(request, _WHO, peers.welcome)
 
     async def keys_create(request: identity.KeysCreate) -> identity.KeysCreated:
         _check_credits(request.welcome_credits)
@@ -51,9 +52,13 @@ class Peers:
     Every method raises HubError: the service's refusal, or `service_unavailable` when it does not answer.
     """
 
-    def __init__(self, bus: Bus, welcome_credits: Decimal) -> None:
+    def __init__(
+        self, bus: Bus, welcome_credits: Decimal, new_user_credits: Decimal = ZERO, welcome_days: int = 0
+    ) -> None:
         self._bus = bus
         self._welcome_credits = welcome_credits
+        self._new_user_credits = new_user_credits
+        self._welcome_days = welcome_days
 
     async def snapshot(self) -> catalog.Snapshot:
         """Providers, models and rates."""
@@ -88,8 +93,19 @@ class Peers:
     async def open_accounts(self, accounts: Sequence[str], credits_each: Decimal | None) -> None:
         """Make accounts with a welcome grant each; None = the configured one."""
         amount = self._welcome_credits if credits_each is None else credits_each
-        request = metering.AccountsOpen(accounts=tuple(accounts), amount=amount, granted_by=identity.SERVICE)
+        request = metering.AccountsOpen(
+            accounts=tuple(accounts), amount=amount, granted_by=identity.SERVICE, expires_at=self._welcome_ends()
+        )
         await ask(self._bus, metering.SERVICE, metering.ACCOUNTS_OPEN, request, metering.AccountsOpened, 30.0)
+
+    async def welcome(self, account: str) -> None:
+        """Open a new user's account with the grant that new users get; a known account is left alone."""
+        if self._new_user_credits:
+            await self.open_accounts((account,), self._new_user_credits)
+
+    async def credit(self, method: str, request: BaseModel, reply: type[A]) -> A:
+        """Ask metering something about credit (`contracts.rpc.credit`)."""
+        return await ask(self._bus, metering.SERVICE, method, request, reply)
 
     async def grant_welcome(self, account: str, grant_id: str) -> None:
         """Give an account its welcome grant; the same id again changes nothing."""
@@ -100,8 +116,12 @@ class Peers:
             category="welcome",
             reason="welcome",
             granted_by=identity.SERVICE,
+            expires_at=self._welcome_ends(),
         )
         await ask(self._bus, metering.SERVICE, metering.GRANT, request, metering.Balance)
+
+    def _welcome_ends(self) -> datetime | None:
+        return datetime.now(UTC) + timedelta(days=self._welcome_days) if self._welcome_days else None
 
 
 def _check_credits(text: str | None) -> None:

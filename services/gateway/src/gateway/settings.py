@@ -25,6 +25,13 @@ class Settings(DatabaseSettings):
         None, description="Access key of the first owner (blocklet-z…); without it one is made and printed once."
     )
     welcome_credits: Decimal = Field(Decimal(100), ge=0, description="Credits granted to the first owner, once.")
+    new_user_credits: Decimal = Field(Decimal(0), ge=0, description="Credits granted to every new user, once.")
+    welcome_days: int = Field(
+        0, ge=0, le=36_500, description="Days after which unused welcome credits are gone; 0 = never."
+    )
+    payment_link: str | None = Field(
+        None, max_length=2000, description="Where users buy credits; told by every 402. An http or https URL."
+    )
     unpriced: Literal["refuse", "free"] = Field(
         "refuse", description="Models without a price while billing is on: refused, or served for nothing."
     )
@@ -57,7 +64,16 @@ class Settings(DatabaseSettings):
             raise ValueError("a mount path is empty or begins with a slash and has no ?, #, % or space: /ai-kit")
         return path
 
-    @field_validator("welcome_credits")
+    @field_validator("payment_link")
+    @classmethod
+    def _link(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not value.startswith(("https://", "http://")) or not value.isascii() or not value.isprintable():
+            raise ValueError("a payment link is an http or https URL in printable ASCII")
+        return value
+
+    @field_validator("welcome_credits", "new_user_credits")
     @classmethod
     def _credits(cls, value: Decimal) -> Decimal:
         return checked(value)

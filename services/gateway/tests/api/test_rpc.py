@@ -7,11 +7,10 @@ import pytest
 
 from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
-from contracts.ids import new_process_id
+from contracts.ids import new_process_id, welcome_grant_id
 from contracts.rpc import identity
 from contracts.rpc.envelope import Empty
 from gateway import rpc
-from gateway.identity.bootstrap import welcome_grant_id
 from runtime.bus import Bus
 from runtime.rpc import ask, broker
 

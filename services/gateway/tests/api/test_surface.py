@@ -121,6 +121,42 @@ async def test_a_call_is_shown_to_its_account_and_to_administrators_only(surface
     assert (await surface.get(path, admin)).json()["attempts"][0]["credential"] == "main"
 
 
+@pytest.mark.parity(35)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(route.methods[0], route.path) for route in routes.ROUTES if route.path.startswith("/api/credit/")],
+)
+async def test_credit_of_others_is_for_administrators_only(surface: Any, method: str, path: str) -> None:
+    answer = await surface.http.request(
+        method, path, headers={"authorization": f"Bearer {(await surface.key()).key}"}, content=b"no JSON"
+    )
+    assert (answer.status_code, answer.json()) == (403, {"code": "forbidden", "error": "no permission"})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"no JSON", 400, "invalid_json"),
+        (b"[]", 400, "invalid_request"),
+        (b"{}", 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":1.5}', 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":"NaN"}', 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":"-1"}', 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":"0"}', 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":"1e18"}', 400, "invalid_request"),
+        (b'{"id":"mine","account":"a","amount":"1"}', 400, "invalid_request"),
+        (b'{"id":"0b0f7a52-6a0e-4d53-9a55-4c3b8d5f0c21","account":"a","amount":"1","x":1}', 400, "invalid_request"),
+        (b" " * 70_000, 413, "payload_too_large"),
+    ],
+)
+async def test_a_grant_that_is_none_never_reaches_the_books(surface: Any, body: bytes, status: int, code: str) -> None:
+    headers = {"authorization": f"Bearer {(await surface.key('admin')).key}"}
+    answer = await surface.http.post("/api/credit/grants", headers=headers, content=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["error"]
+    assert surface.books.grants == []
+
+
 @pytest.mark.parity(22)
 async def test_status_is_always_200_and_says_why_not(surface: Any) -> None:
     key = await surface.key()
@@ -149,6 +185,7 @@ async def test_user_info_has_the_originals_names_and_decimal_strings(surface: An
         "balance": "4.2500000000",
         "total": "5.2500000000",
         "pendingCredit": "1.0000000000",
+        "grantCount": 0,
     }
     assert (body["enableCredit"], body["role"]) == (True, "admin")
 
@@ -165,7 +202,7 @@ async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-should-retry"] == "false"
-        if path.startswith(("/api/user", "/api/admin")):
+        if path.startswith(("/api/user", "/api/admin", "/api/credit")):
             assert answer.json() == {"code": "forbidden", "error": "not authorized"}
         else:
             assert answer.json()["error"]["code"] == "invalid_api_key"

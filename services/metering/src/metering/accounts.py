@@ -1,83 +1,56 @@
-"""Accounts and grants: the built-in ledger's other side."""
+"""Accounts: what they have, opening many at once, listing them."""
 
 from decimal import Decimal
 from typing import Final
-from uuid import UUID
 
 import asyncpg
 
 from contracts.errors import ErrorCode, HubError
+from contracts.ids import welcome_grant_id
 from contracts.money import ZERO, rounded
-from contracts.rpc.metering import AccountsOpen, AccountsOpened, Balance, BalanceGet, Grant
+from contracts.rpc.credit import AccountsList, AccountsPage
+from contracts.rpc.metering import AccountsOpen, AccountsOpened, Balance, BalanceGet
+from metering.times import iso_ms
 from runtime.postgres import Pool
 
 ACCOUNT_CHARS_MAX: Final = 200
-_BALANCE: Final = "select granted, spent, held from metering.account where id = $1"
-_NEW_GRANT: Final = (
-    "insert into metering.credit_grant (id, account, amount, category, reason, granted_by)"
-    " values ($1, $2, $3, $4, $5, $6) on conflict do nothing returning 1"
-)
-_SAME_GRANT: Final = "select account = $2 and amount = $3 from metering.credit_grant where id = $1"
-_ADD: Final = (
-    "insert into metering.account (id, granted) values ($1, $2)"
-    " on conflict (id) do update set granted = account.granted + excluded.granted"
-)
-_OPEN: Final = """
-with opened as (
-    insert into metering.account (id, granted)
-    select a, $2 from (select distinct unnest($1::text[]) as a) n order by a
-    on conflict do nothing
-    returning id
-), welcomed as (
-    insert into metering.credit_grant (id, account, amount, category, granted_by)
-    select gen_random_uuid(), o.id, $2, 'welcome', $3 from opened o where $2 > 0
-)
-select count(*) from opened
+_STANDING: Final = """
+select a.id, a.granted, a.spent, a.held, o.grants, o.next_expiry_at, w.upcoming
+from {accounts} a
+left join metering.credit_book b on b.account = a.id
+cross join lateral (
+    select count(*) as grants, min(c.expires_at) as next_expiry_at
+    from metering.credit_open c
+    where c.account = a.id and c.rest + c.ahead > a.spent - coalesce(b.drawn, 0)
+) o
+cross join lateral (
+    select coalesce(sum(l.rest), 0) as upcoming from metering.credit_lot l
+    where l.account = a.id and l.state = 'waiting'
+) w
 """
+_BALANCE: Final = _STANDING.format(accounts="metering.account") + "where a.id = $1"
+_CHOSEN: Final = """(
+    select * from metering.account n
+    where n.id > $1 and (strpos(n.id, $2) > 0 or $2 = '') and ($3::numeric is null or n.granted - n.spent < $3)
+    order by n.id limit $4
+)"""
+_LISTED: Final = _STANDING.format(accounts=_CHOSEN) + "order by a.id"
+_OPEN: Final = "select metering.credit_welcome($1, $2, $3, $4, $5, now())"
 
 
 async def balance(pool: Pool, request: BalanceGet) -> Balance:
     """Balance of an account; one that was never opened has nothing."""
-    _check(request.account)
-    row = await pool.fetchrow(_BALANCE, request.account)
+    check_name(request.account)
+    async with pool.acquire() as connection:
+        return await standing(connection, request.account)
+
+
+async def standing(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", account: str) -> Balance:
+    """The same inside a transaction."""
+    row = await connection.fetchrow(_BALANCE, account)
     if row is None:
-        return Balance(account=request.account, granted=ZERO, spent=ZERO, held=ZERO, available=ZERO)
-    return _balance(request.account, row)
-
-
-async def grant(pool: Pool, request: Grant) -> Balance:
-    """Give credits, once per `grant_id`; opens the account.
-
-    Returns:
-        The balance afterwards, also for a repeat.
-
-    Raises:
-        HubError: `invalid_request`, or `conflict` when the id was used for another grant.
-    """
-    _check(request.account)
-    if "\x00" in request.reason or "\x00" in request.granted_by:
-        raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param="reason")
-    try:
-        grant_id = UUID(request.grant_id)
-    except ValueError as error:
-        raise HubError(ErrorCode.INVALID_REQUEST, "`grant_id` is a UUID.", param="grant_id") from error
-    amount = rounded(request.amount)
-    async with pool.acquire() as connection, connection.transaction():
-        try:
-            is_new = await connection.fetchval(
-                _NEW_GRANT, grant_id, request.account, amount, request.category, request.reason, request.granted_by
-            )
-            if is_new:
-                await connection.execute(_ADD, request.account, amount)
-            elif not await connection.fetchval(_SAME_GRANT, grant_id, request.account, amount):
-                raise HubError(ErrorCode.CONFLICT, "This grant id was used for another grant.", param="grant_id")
-        except (asyncpg.CheckViolationError, asyncpg.NumericValueOutOfRangeError) as error:
-            raise HubError(ErrorCode.INVALID_REQUEST, "An account holds less than 1e18 credits.", param="amount") from (
-                error
-            )
-        row = await connection.fetchrow(_BALANCE, request.account)
-    assert row is not None  # noqa: S101 - made above
-    return _balance(request.account, row)
+        return Balance(account=account, granted=ZERO, spent=ZERO, held=ZERO, available=ZERO)
+    return _balance(row)
 
 
 async def open_many(pool: Pool, request: AccountsOpen) -> AccountsOpened:
@@ -86,17 +59,55 @@ async def open_many(pool: Pool, request: AccountsOpen) -> AccountsOpened:
     Raises:
         HubError: `invalid_request`.
     """
-    for account in request.accounts:
-        _check(account)
-    opened: int = await pool.fetchval(_OPEN, list(request.accounts), rounded(request.amount), request.granted_by)
+    names = list(dict.fromkeys(request.accounts))
+    for name in names:
+        check_name(name)
+    check_text("granted_by", request.granted_by)
+    ids = [welcome_grant_id(name) for name in names]
+    opened: int = await pool.fetchval(
+        _OPEN, names, ids, rounded(request.amount), request.granted_by, request.expires_at
+    )
     return AccountsOpened(opened=opened)
 
 
-def _check(account: str) -> None:
+async def listed(pool: Pool, request: AccountsList) -> AccountsPage:
+    """Accounts by id, a page at a time."""
+    check_text("after", request.after)
+    check_text("contains", request.contains)
+    rows = await pool.fetch(_LISTED, request.after, request.contains, request.balance_below, request.limit + 1)
+    accounts = tuple(_balance(row) for row in rows[: request.limit])
+    return AccountsPage(accounts=accounts, next_after=accounts[-1].account if len(rows) > request.limit else None)
+
+
+def check_name(account: str) -> None:
+    """Refuse a text that names no account.
+
+    Raises:
+        HubError: `invalid_request`.
+    """
     if not 0 < len(account) <= ACCOUNT_CHARS_MAX or "\x00" in account:
         raise HubError(ErrorCode.INVALID_REQUEST, "An account has 1 to 200 characters.", param="account")
 
 
-def _balance(account: str, row: asyncpg.Record) -> Balance:
+def check_text(param: str, text: str) -> None:
+    """Refuse a text that PostgreSQL cannot store.
+
+    Raises:
+        HubError: `invalid_request`.
+    """
+    if "\x00" in text:
+        raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param=param)
+
+
+def _balance(row: asyncpg.Record) -> Balance:
     granted, spent, held = Decimal(row["granted"]), Decimal(row["spent"]), Decimal(row["held"])
-    return Balance(account=account, granted=granted, spent=spent, held=held, available=granted - spent - held)
+    return Balance(
+        account=row["id"],
+        granted=granted,
+        spent=spent,
+        held=held,
+        available=granted - spent - held,
+        grants=row["grants"],
+        next_expiry_at=None if row["next_expiry_at"] is None else iso_ms(row["next_expiry_at"]),
+        upcoming=row["upcoming"],
+    )

@@ -13,9 +13,11 @@ from contracts import streams, subjects
 from contracts.rpc import metering as questions
 from metering import rpc, upkeep
 from metering.leases import Leases, answering
+from metering.ledger import due
+from metering.ledger.notices import Notices
 from metering.settings import Settings
 from metering.settle import Announcer
-from metering.sql.store import TurnStore, query_pool
+from metering.sql.store import TurnResult, TurnStore, query_pool
 from metering.turns import Turns
 from metering.usage_events import UsageEvents
 from runtime.bus import Bus, StandingPull, opened
@@ -48,6 +50,11 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)
         await stack.enter_async_context(background("usage events", usage.run()))
+        notices = Notices(bus, pool, settings.credit_low)
+
+        def on_settled(result: TurnResult) -> None:
+            usage.publish(result)
+            notices.settled(result)
 
         def on_fact(subject: str, ack: bytes, payload: bytes) -> None:
             turns.on_fact(subject, ack, payload)
@@ -56,8 +63,9 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         turns = Turns(
             store,
             Announcer(bus, pull, store),
-            usage.publish,
+            on_settled,
             usage.catch_up_soon,
+            notices.refused,
             settings.turn_max,
             settings.reserve_wait_s,
             settings.reserves_max,
@@ -66,9 +74,11 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
         await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
+        await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
+        await stack.enter_async_context(background("notices", notices.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
-        rpc.serve(broker, pool, leases)
+        rpc.serve(broker, pool, leases, notices.changed)
         connection = await broker.connect()
         stack.push_async_callback(broker.stop)
         await broker.start()

@@ -21,3 +21,5 @@ BACKLOG: Final = Gauge("hub_metering_backlog", "Waiting for the next turn.", ["w
 OVERRUN: Final = Counter("hub_metering_overrun_calls_total", "Calls whose cost was above their hold.")
 USAGE_STORED: Final = Counter("hub_metering_usage_events_total", "Usage events stored on the bus.")
 USAGE_CAUGHT_UP: Final = Counter("hub_metering_usage_events_repeated_total", "Usage events published again.")
+GRANTS: Final = Counter("hub_metering_grants_total", "Grants begun and ended because their time had come.", ["what"])
+NOTICES: Final = Counter("hub_metering_credit_notices_total", "Notices about balances stored on the bus.", ["level"])

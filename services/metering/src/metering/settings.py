@@ -1,5 +1,7 @@
 """Settings of metering."""
 
+from decimal import Decimal
+
 from pydantic import Field
 
 from runtime.settings import DatabaseSettings
@@ -12,4 +14,10 @@ class Settings(DatabaseSettings):
     idempotency_s: float = Field(86_400.0, gt=0, description="Seconds that an Idempotency-Key belongs to its call.")
     turn_max: int = Field(256, gt=0, le=2048, description="Most reserves, and most outcomes, of one transaction.")
     reserve_wait_s: float = Field(2.0, gt=0, description="Longest wait of a reserve before it is refused with 503.")
+    grants_due_s: float = Field(
+        5.0, gt=0, le=3600, description="Seconds between two looks for grants that begin or end; the longest delay."
+    )
+    credit_low: Decimal = Field(
+        Decimal(1), ge=0, lt=10**18, description="Balance at and below which a notice about low credit is sent."
+    )
     reserves_max: int = Field(16_384, gt=0, description="Most waiting reserves of one process; more are refused.")

@@ -25,7 +25,7 @@ from metering.fair import FairQueue
 from metering.reserve import Asked, ReserveRequest
 from metering.reserve import read as read_reserves
 from metering.settle import Announcer, Unsettled, lost, quietly, unsettled
-from metering.sql.store import TurnResult, TurnStore
+from metering.sql.store import Refusal, TurnResult, TurnStore
 from runtime import failpoints
 from runtime.postgres import UNKNOWN_OUTCOME
 
@@ -47,6 +47,8 @@ class Turns:
     publish_usage: Callable[[TurnResult], None]
     usage_in_doubt: Callable[[], None]
     """A turn may have settled calls of which we know nothing."""
+    on_refused: Callable[[Sequence[Refusal]], None]
+    """Told of reserves that were refused."""
     turn_max: int
     wait_s: float
     """Reserves that wait longer are answered `unavailable`."""
@@ -182,6 +184,8 @@ class Turns:
         metrics.TURN_SECONDS.observe(time.perf_counter() - started)
         metrics.TURN_CALLS.observe(len(facts) + len(asked))
         self._answer_reserves(asked, result)
+        if result.refused:
+            self.on_refused(result.refused)
         if facts:
             await self._announce(facts, result)
 

@@ -225,7 +225,7 @@ async def _cover(call: RunningCall, router: Router, ending: Ending) -> None:
 
 def _cut_short(call: RunningCall, translation: Translation) -> Ending:
     """Credit ran out: the client's stream ends properly, with what was delivered on the bill."""
-    ending = Ending(translation.cut("length"), None, None, "length", Outcome.CREDIT_EXHAUSTED)
+    ending = Ending(translation.cut("length", Outcome.CREDIT_EXHAUSTED), None, None, "length", Outcome.CREDIT_EXHAUSTED)
     return translation.with_usage(ending, partial_usage(call))
 
 

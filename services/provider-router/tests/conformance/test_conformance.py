@@ -240,9 +240,10 @@ def test_a_stream_cut_short_by_the_hub_ends_properly(case: Case) -> None:
     events = [event + b"\n\n" for event in sse.split(case.stream)]
     translation = case.translation()
     passed = b"".join(translation.feed(event) for event in events[:1])
-    tail = translation.cut("length")
+    tail = translation.cut("length", "credit_exhausted")
     assert tail.endswith(sse.DONE)
     said = chunks(tail)
+    assert {choice["finish_details"]["type"] for chunk in said for choice in chunk["choices"]} == {"credit_exhausted"}
     assert {choice["finish_reason"] for chunk in said for choice in chunk["choices"]} == {"length"}
     assert {chunk["id"] for chunk in said} == {chunk["id"] for chunk in chunks(passed)}
     for chunk in said:

@@ -24,7 +24,14 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "credits": {
         "grant": ("credits:grant", "Give credits to an account."),
-        "balance": ("credits:balance", "Show what an account has; without one, of every user who has a key."),
+        "list": ("credits:list_accounts", "List accounts and what they have."),
+        "balance": ("credits:balance", "Show what an account has; without one, what each has."),
+        "adjust": ("credits:adjust", "Give credits or, below 0, take them."),
+        "refund": ("credits:refund", "Give a charge back, or take unused credits of a grant back."),
+        "expire": ("credits:expire", "End a grant now."),
+        "grants": ("credits:grants", "List an account's grants and what is left of each."),
+        "transactions": ("credits:transactions", "List charges and what was given or taken, with the balance after."),
+        "statement": ("credits:statement", "Show an account's month."),
     },
     "rates": {
         "set": ("rates:set_rates", "Set credits per unit for models that match a pattern."),
@@ -62,7 +69,7 @@ def application() -> App:
 
 
 def completed(arguments: list[str]) -> list[str]:
-    """`hub calls` means `hub calls list`; so do keys and rates."""
+    """`hub calls` means `hub calls list`; so do keys, credits and rates."""
     group, rest = arguments[:1], arguments[1:]
     names_one = bool(rest) and (not rest[0].startswith("-") or rest[0] in {"-h", "--help"})
     if group and "list" in _COMMANDS.get(group[0], {}) and not names_one:

@@ -1,26 +1,51 @@
-"""`hub credits`: what accounts have, and giving them more."""
+"""`hub credits`: what accounts have, what became of it, and giving, taking and giving back."""
 
 import uuid
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from contracts.money import parse, to_text
-from contracts.rpc import identity, metering
+from contracts.rpc import credit, metering
 from hub_local.commands import show
-from hub_local.commands.session import ask, connected, run
-from runtime import rpc
+from hub_local.commands.session import UsageError, ask, run
+
+Flag = Annotated[bool, Parameter(negative="")]
 
 
 def balance(account: str | None = None) -> None:
-    """Show what an account has; without one, of every user who has a key.
+    """Show what an account has; without one, what each has.
 
     Args:
         account: usually the user's DID.
     """
-    balances = run(_balances(account))
-    show.table(
-        ("account", "available", "held", "spent", "granted"),
-        [(b.account, to_text(b.available), to_text(b.held), to_text(b.spent), to_text(b.granted)) for b in balances],
-    )
+    if account is None:
+        list_accounts()
+        return
+    wanted = metering.BalanceGet(account=account)
+    _balances([run(ask(metering.SERVICE, metering.BALANCE, wanted, metering.Balance))])
+
+
+def list_accounts(*, contains: str = "", below: str | None = None, after: str = "", limit: int = 100) -> None:
+    """List accounts and what they have, by id.
+
+    Args:
+        contains: only those whose id has this text.
+        below: only those that have less credit than this left.
+        after: an account: only those behind it.
+        limit: how many, at most 1,000.
+    """
+
+    async def asked() -> credit.AccountsPage:
+        floor = None if below is None else parse(below)
+        wanted = credit.AccountsList(contains=contains, balance_below=floor, after=after, limit=limit)
+        return await ask(metering.SERVICE, credit.ACCOUNTS_LIST, wanted, credit.AccountsPage)
+
+    page = run(asked())
+    _balances(list(page.accounts))
+    if page.next_after is not None:
+        print(f"more with --after {page.next_after}")
 
 
 def grant(
@@ -29,6 +54,11 @@ def grant(
     *,
     category: Literal["welcome", "top_up", "adjustment", "promotional"] = "top_up",
     reason: str = "",
+    name: str = "",
+    priority: int = 50,
+    starts: str | None = None,
+    expires: str | None = None,
+    id: str | None = None,  # noqa: A002 - the option's name
 ) -> None:
     """Give credits to an account.
 
@@ -37,30 +67,242 @@ def grant(
         amount: credits, a decimal number.
         category: what kind of grant it is.
         reason: for the books.
+        name: what the user reads.
+        priority: 0 to 100; lower ones are spent first.
+        starts: when it begins, e.g. 2026-12-01 or 2026-12-01T08:00Z; at once when absent.
+        expires: when what is unused ends, in the same form; never when absent.
+        id: a UUID of your own: the same again changes nothing.
     """
 
     async def granted() -> metering.Balance:
         wanted = metering.Grant(
-            grant_id=str(uuid.uuid4()),
+            grant_id=_id(id),
             account=account,
             amount=parse(amount),
             category=category,
             reason=reason,
             granted_by="operator",
+            name=name,
+            priority=priority,
+            effective_at=_moment("starts", starts),
+            expires_at=_moment("expires", expires),
         )
-        return await ask(metering.SERVICE, metering.GRANT, wanted, metering.Balance)
+        after = await ask(metering.SERVICE, metering.GRANT, wanted, metering.Balance)
+        print(f"grant {wanted.grant_id}")
+        return after
 
     after = run(granted())
     print(f"{account} has {to_text(after.available)} credits available")
 
 
-async def _balances(account: str | None) -> list[metering.Balance]:
-    async with connected() as bus:
-        accounts = [account] if account is not None else []
-        if account is None:
-            page = await rpc.ask(bus, identity.SERVICE, identity.KEY_LIST, identity.KeyList(), identity.KeyPage)
-            accounts = list(dict.fromkeys(key.user for key in page.keys))
-        return [
-            await rpc.ask(bus, metering.SERVICE, metering.BALANCE, metering.BalanceGet(account=one), metering.Balance)
-            for one in accounts
-        ]
+def adjust(
+    account: str,
+    amount: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *,
+    reason: str = "",
+    expires: str | None = None,
+    id: str | None = None,  # noqa: A002 - the option's name
+) -> None:
+    """Give credits or, with a number below 0, take them; no more than is free.
+
+    Args:
+        account: usually the user's DID.
+        amount: credits, e.g. 5 or -2.5.
+        reason: for the books.
+        expires: when credits that are given end.
+        id: a UUID of your own: the same again changes nothing.
+    """
+
+    async def adjusted() -> credit.CreditChanged:
+        wanted = credit.Adjust(
+            adjustment_id=_id(id),
+            account=account,
+            amount=amount,  # read by the model, which refuses what is no number
+            reason=reason,
+            made_by="operator",
+            expires_at=_moment("expires", expires),
+        )
+        return await ask(metering.SERVICE, credit.ADJUST, wanted, credit.CreditChanged)
+
+    _show_change(run(adjusted()))
+
+
+def refund(
+    target: str,
+    *,
+    amount: str | None = None,
+    grant: Flag = False,
+    reason: str = "",
+    expires: str | None = None,
+    id: str | None = None,  # noqa: A002 - the option's name
+) -> None:
+    """Give the charge of a call back; with --grant, take unused credits of a grant back.
+
+    Args:
+        target: the call's id, or the grant's.
+        amount: a part of it; all that is left when absent.
+        grant: the target is a grant.
+        reason: for the books.
+        expires: when the credits of a charge end.
+        id: a UUID of your own: the same again changes nothing.
+    """
+
+    async def refunded() -> credit.CreditChanged:
+        part = None if amount is None else parse(amount)
+        ends = _moment("expires", expires)
+        if not grant:
+            of_call = credit.RefundCall(
+                refund_id=_id(id), call_id=target, amount=part, reason=reason, made_by="operator", expires_at=ends
+            )
+            return await ask(metering.SERVICE, credit.REFUND_CALL, of_call, credit.CreditChanged)
+        if ends is not None:
+            raise UsageError("only credits of a charge can expire")
+        of_grant = credit.RefundGrant(
+            refund_id=_id(id), grant_id=target, amount=part, reason=reason, made_by="operator"
+        )
+        return await ask(metering.SERVICE, credit.REFUND_GRANT, of_grant, credit.CreditChanged)
+
+    _show_change(run(refunded()))
+
+
+def expire(grant_id: str, *, reason: str = "", id: str | None = None) -> None:  # noqa: A002 - the option's name
+    """End a grant now.
+
+    Args:
+        grant_id: as `hub credits grants` shows it.
+        reason: for the books.
+        id: a UUID of your own: the same again changes nothing.
+    """
+
+    async def expired() -> credit.CreditChanged:
+        wanted = credit.GrantExpire(expiry_id=_id(id), grant_id=grant_id, reason=reason, made_by="operator")
+        return await ask(metering.SERVICE, credit.GRANT_EXPIRE, wanted, credit.CreditChanged)
+
+    _show_change(run(expired()))
+
+
+def grants(account: str, *, status: credit.GrantStatus | None = None, page: int = 1, limit: int = 20) -> None:
+    """List an account's grants and what is left of each, newest first.
+
+    Args:
+        account: usually the user's DID.
+        status: only these.
+        page: which page.
+        limit: grants of a page, at most 100.
+    """
+
+    async def asked() -> credit.GrantsPage:
+        wanted = credit.GrantsList(account=account, status=status, page=page, page_size=limit)
+        return await ask(metering.SERVICE, credit.GRANTS_LIST, wanted, credit.GrantsPage)
+
+    found = run(asked())
+    show.table(
+        ("grant", "status", "amount", "left", "category", "priority", "begins", "ends", "name", "reason", "by"),
+        [
+            (
+                g.grant_id, g.status, to_text(g.amount), to_text(g.remaining), g.category, g.priority, g.effective_at,
+                g.expires_at or "", g.name, g.reason, g.granted_by,
+            )
+            for g in found.grants
+        ],
+    )  # fmt: skip
+
+
+def transactions(
+    account: str,
+    *,
+    kind: credit.TransactionKind | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    page: int = 1,
+    limit: int = 20,
+) -> None:
+    """List charges and what was given or taken, newest first, with the balance after each.
+
+    Args:
+        account: usually the user's DID.
+        kind: only these.
+        start: from this time on, e.g. 2026-12-01.
+        end: before this time.
+        page: which page.
+        limit: transactions of a page, at most 100.
+    """
+
+    async def asked() -> credit.TransactionsPage:
+        wanted = credit.TransactionsList(
+            account=account,
+            kind=kind,
+            start=_moment("start", start),
+            end=_moment("end", end),
+            page=page,
+            page_size=limit,
+        )
+        return await ask(metering.SERVICE, credit.TRANSACTIONS, wanted, credit.TransactionsPage)
+
+    found = run(asked())
+    show.table(
+        ("at", "kind", "amount", "balance", "id", "model", "reason", "by"),
+        [
+            (t.at, t.kind, to_text(t.amount), to_text(t.balance), t.transaction_id, t.model or "", t.reason, t.made_by)
+            for t in found.transactions
+        ],
+    )
+
+
+def statement(account: str, month: str | None = None) -> None:
+    """Show an account's month: what was there, what came, what went, what is left.
+
+    Args:
+        account: usually the user's DID.
+        month: as in 2026-11, UTC; this one when absent.
+    """
+
+    async def asked() -> credit.Statement:
+        wanted = credit.StatementGet(account=account, month=month or f"{datetime.now(UTC):%Y-%m}")
+        return await ask(metering.SERVICE, credit.STATEMENT, wanted, credit.Statement)
+
+    found = run(asked())
+    amounts = ("opening", "granted", "adjusted", "refunded", "expired", "withdrawn", "charged", "closing", "difference")
+    show.record(
+        {"account": found.account, "month": found.month}
+        | {name: to_text(getattr(found, name)) for name in amounts}
+        | {"charges": found.charges, "entries": found.entries}
+    )
+
+
+def _balances(balances: list[metering.Balance]) -> None:
+    show.table(
+        ("account", "available", "held", "spent", "granted", "pending", "grants", "next end"),
+        [
+            (
+                b.account, to_text(b.available), to_text(b.held), to_text(b.spent), to_text(b.granted),
+                to_text(b.pending), b.grants, b.next_expiry_at or "",
+            )
+            for b in balances
+        ],
+    )  # fmt: skip
+
+
+def _show_change(done: credit.CreditChanged) -> None:
+    entry = done.entry
+    print(f"{entry.kind} {to_text(entry.amount)} ({entry.entry_id})")
+    print(f"{entry.account} has {to_text(done.balance.available)} credits available")
+
+
+def _id(given: str | None) -> str:
+    return str(uuid.uuid4()) if given is None else given
+
+
+def _moment(option: str, text: str | None) -> datetime | None:
+    """A time as people write it; UTC unless it says otherwise.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"--{option} {text!r} is no time; write it as 2026-12-01 or 2026-12-01T08:00Z") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

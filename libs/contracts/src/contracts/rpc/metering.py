@@ -6,9 +6,9 @@ The first half is the bytes path: msgspec, JSON, batched. The second half is ask
 from typing import Final, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
-from contracts.money import Credits
+from contracts.money import ZERO, Credits
 from contracts.rpc.envelope import Message
 from contracts.usage import Candidate
 
@@ -267,9 +267,19 @@ class Balance(Message):
 
     account: str
     granted: Credits
+    """All credit that was ever given, less what has ended unused."""
     spent: Credits
     held: Credits
+    """For calls that are running."""
     available: Credits
+    pending: Credits = ZERO
+    """Part of `spent` that Payment Kit has not been told of yet; 0 with the built-in ledger."""
+    grants: int = 0
+    """Grants of which something is left."""
+    next_expiry_at: str | None = None
+    """When the next of them ends, ISO 8601."""
+    upcoming: Credits = ZERO
+    """Of grants that have not begun; not part of `granted`."""
 
 
 class Grant(Message):
@@ -282,6 +292,13 @@ class Grant(Message):
     category: Literal["welcome", "top_up", "adjustment", "promotional"] = "top_up"
     reason: str = Field("", max_length=500)
     granted_by: str = ""
+    name: str = Field("", max_length=200)
+    priority: int = Field(50, ge=0, le=100)
+    """Lower ones are spent first; among equals those that end sooner, then the older ones."""
+    effective_at: AwareDatetime | None = None
+    """Until then it cannot be spent; at once when absent."""
+    expires_at: AwareDatetime | None = None
+    """What is unused then is gone; never when absent."""
 
 
 class AccountsOpen(Message):
@@ -290,6 +307,7 @@ class AccountsOpen(Message):
     accounts: tuple[str, ...] = Field(max_length=10_000)
     amount: Credits
     granted_by: str = ""
+    expires_at: AwareDatetime | None = None
 
 
 class AccountsOpened(Message):

@@ -30,10 +30,13 @@ Taken = Callable[[OpenCall, str, Callable[[OpenCall], None]], None]
 class Reserver:
     """Collects calls per turn and asks metering once for all of them."""
 
-    def __init__(self, bus: Bus, reserved: Callable[[OpenCall], None], taken: Taken) -> None:
+    def __init__(
+        self, bus: Bus, reserved: Callable[[OpenCall], None], taken: Taken, payment_link: str | None = None
+    ) -> None:
         self._bus = bus
         self._reserved = reserved
         self._taken = taken
+        self._payment_link = payment_link
         self._waiting: list[OpenCall] = []
 
     def reserve(self, call: OpenCall) -> None:
@@ -72,10 +75,9 @@ class Reserver:
             self._reserved(call)
         elif result.status == status.NOT_ENOUGH:
             call.refuse(
-                HubError(
-                    ErrorCode.NOT_ENOUGH_CREDIT,
-                    f"This call may cost up to {call.reserve.hold} credits, more than the account has free; "
-                    "add credits or lower max_tokens.",
+                not_enough(
+                    f"This call may cost up to {call.reserve.hold} credits, more than the account has free",
+                    self._payment_link,
                 )
             )
         elif result.status == status.KEY_TAKEN:
@@ -96,6 +98,17 @@ class Reserver:
             )
         else:
             call.fail(_away())
+
+
+def not_enough(what: str, payment_link: str | None) -> HubError:
+    """The refusal of a call that the account cannot pay, with the link to pay at, if there is one.
+
+    Args:
+        what: the beginning of its sentence: what is missing.
+        payment_link: as the operator has set it.
+    """
+    advice = "add credits or lower max_tokens" if payment_link is None else f"add credits at {payment_link}"
+    return HubError(ErrorCode.NOT_ENOUGH_CREDIT, f"{what}; {advice}.", link=payment_link)
 
 
 def _away() -> HubError:

@@ -20,6 +20,8 @@ class ErrorObject(msgspec.Struct):
     code: str | None
     call_id: str | msgspec.UnsetType = msgspec.UNSET
     """Of the call that the error belongs to, when there is one."""
+    link: str | msgspec.UnsetType = msgspec.UNSET
+    """Where the caller can pay, of a refusal for want of credit."""
 
 
 class ErrorBody(msgspec.Struct):
@@ -79,4 +81,5 @@ def _object(error: HubError) -> ErrorObject:
     kind = error.provider_type or ERRORS[error.code].type
     code = error.provider_code or str(error.code)
     call_id = msgspec.UNSET if error.call_id is None else error.call_id
-    return ErrorObject(error.message, kind, error.param, code, call_id)
+    link = msgspec.UNSET if error.link is None else error.link
+    return ErrorObject(error.message, kind, error.param, code, call_id, link)

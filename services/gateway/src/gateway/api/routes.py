@@ -18,7 +18,7 @@ from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc import catalog
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
-from gateway.api import bodies, calls, errors, models, rates, resume, status, user
+from gateway.api import bodies, calls, credit, errors, models, rates, resume, status, user, user_credit
 from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
@@ -64,7 +64,29 @@ ROUTES: Final = (
     Route("/api/admin/rates/check", rates.check, "admin", "admin", _CHANGE, ("POST",), catalog.RatesCheck),
     Route("/api/admin/rates/proposals", rates.proposals, "admin", "admin"),
     Route("/api/admin/rates/decision", rates.decide, "admin", "admin", _CHANGE, ("POST",), catalog.RatesDecide),
-)
+    Route("/api/user/credit/balance", user_credit.balance, "guest", "admin"),
+    Route("/api/user/credit/grants", user_credit.grants, "guest", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/user/credit/transactions", user_credit.transactions, "guest", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/user/credit/statement", user_credit.statement, "guest", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/user/credit/payment-link", user_credit.payment_link, "guest", "admin"),
+    Route("/api/credit/accounts", credit.accounts, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/credit/balance", credit.balance, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/credit/grants", credit.grants, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/credit/transactions", credit.transactions, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/credit/statement", credit.statement, "admin", "admin", (_E.INVALID_REQUEST,)),
+    Route("/api/credit/grants", credit.grant, "admin", "admin", _CHANGE, ("POST",), credit.GrantBody),
+    Route(
+        "/api/credit/adjustments", credit.adjust, "admin", "admin", _CHANGE, ("POST",), credit.AdjustmentBody
+    ),
+    Route(
+        "/api/credit/refunds", credit.refund, "admin", "admin", _CHANGE, ("POST",),
+        credit.RefundBody,
+    ),
+    Route(
+        "/api/credit/expiries", credit.expire, "admin", "admin", _CHANGE, ("POST",),
+        credit.ExpiryBody,
+    ),
+)  # fmt: skip
 _KEY_REFUSALS: Final = (_E.INVALID_API_KEY, _E.FORBIDDEN, _E.SERVICE_UNAVAILABLE)
 _CHAT_REFUSALS: Final = (
     _E.INVALID_REQUEST,
@@ -81,7 +103,7 @@ _CHAT_REFUSALS: Final = (
     _E.SERVICE_UNAVAILABLE,
     _E.UPSTREAM_TIMEOUT,
 )
-_ADMIN_PREFIXES: Final = ("/api/user/", "/api/admin/")
+_ADMIN_PREFIXES: Final = ("/api/user/", "/api/admin/", "/api/credit/")
 _REQUEST_SCHEMA: Final = "ChatCompletionRequest"
 _ERROR_SCHEMA: Final = "Error"
 

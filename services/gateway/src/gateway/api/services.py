@@ -32,6 +32,8 @@ class Services:
     """Names of what the gateway needs, and whether each answers now."""
     billing: bool
     kept: KeptAnswers
+    payment_link: str | None = None
+    """Where users buy credits."""
 
 
 def services(request: Request) -> Services:

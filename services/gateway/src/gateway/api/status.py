@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from contracts.errors import ERRORS, ErrorCode, HubError
 from gateway.admission.chat_body import MODEL_CHARS_MAX
+from gateway.admission.reserve import not_enough
 from gateway.api.services import Caller, Services, Used
 from gateway.auth.principals import Principal
 
@@ -18,6 +19,7 @@ class Available(BaseModel):
     error: str | None = Field(None, description="Why not.")
     code: int | None = Field(None, description="Status that a call would be answered with.")
     type: str | None = Field(None, description="`error.type` that a call would be answered with.")
+    link: str | None = Field(None, description="Where to buy credits, when they are what is missing.")
 
 
 class Health(BaseModel):
@@ -34,7 +36,8 @@ async def available(used: Used, principal: Caller, model: Name = None) -> Availa
     try:
         await _check(used, principal, model)
     except HubError as error:
-        return Available(available=False, error=error.message, code=error.status, type=ERRORS[error.code].type)
+        kind = ERRORS[error.code].type
+        return Available(available=False, error=error.message, code=error.status, type=kind, link=error.link)
     return Available(available=True)
 
 
@@ -42,7 +45,7 @@ async def _check(used: Services, principal: Principal, model: str | None) -> Non
     if used.billing:
         balance = await used.peers.balance(principal.account)
         if balance.available <= 0:
-            raise HubError(ErrorCode.NOT_ENOUGH_CREDIT, "Not enough credit; ask an operator for a grant.")
+            raise not_enough("The account has no free credit", used.payment_link)
     if model is not None:
         used.prices.resolve(model)
     elif not used.prices.catalog.models():

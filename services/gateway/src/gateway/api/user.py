@@ -19,8 +19,9 @@ class CreditBalance(BaseModel):
     """Credits as decimal strings with ten places."""
 
     balance: str = Field(description="What can be spent now.")
-    total: str = Field(description="All that was ever granted.")
-    pendingCredit: str = Field(description="Held for calls that are running.")  # noqa: N815 - the original's name
+    total: str = Field(description="All that was ever granted, less what ended unused.")
+    pendingCredit: str = Field(description="Held for calls that are running, or not yet reported.")  # noqa: N815 - the original's name
+    grantCount: int = Field(description="Grants of which something is left.")  # noqa: N815 - the original's name
 
 
 class Currency(BaseModel):
@@ -31,7 +32,7 @@ class Currency(BaseModel):
 
 
 class UserInfo(BaseModel):
-    """`creditBalance` is null while billing is off; links are null without Payment Kit."""
+    """`creditBalance` is null while billing is off; `paymentLink` where none is set."""
 
     user: User
     role: str
@@ -49,7 +50,10 @@ async def info(used: Used, principal: Caller) -> UserInfo:
     if used.billing:
         books = await used.peers.balance(principal.account)
         balance = CreditBalance(
-            balance=to_text(books.available), total=to_text(books.granted), pendingCredit=to_text(books.held)
+            balance=to_text(books.available),
+            total=to_text(books.granted),
+            pendingCredit=to_text(books.held + books.pending),
+            grantCount=books.grants,
         )
     return UserInfo(
         user=User(did=principal.user, fullName=await used.full_name(principal.user)),
@@ -57,4 +61,5 @@ async def info(used: Used, principal: Caller) -> UserInfo:
         creditBalance=balance,
         enableCredit=used.billing,
         currency=Currency() if used.billing else None,
+        paymentLink=used.payment_link if used.billing else None,
     )

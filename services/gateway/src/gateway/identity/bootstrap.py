@@ -1,7 +1,6 @@
 """The first start: an owner with a key and a welcome grant. Safe to run on many gateways at once, and again."""
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -9,6 +8,7 @@ import asyncpg
 import structlog
 
 from contracts.errors import ERRORS, ErrorCode, HubError
+from contracts.ids import welcome_grant_id
 from gateway.auth import access_keys
 from gateway.identity import store
 from gateway.identity.keys import Announce
@@ -18,16 +18,9 @@ _log = structlog.get_logger("bootstrap")
 _WHO: Final = "bootstrap"
 _RETRY_S: Final = 0.5
 _RETRY_MAX_S: Final = 10.0
-_WELCOME: Final = uuid.UUID("6f3d3c3e-0c1b-5b0e-9a55-0d9a3c2f7a11")
-"""Namespace of welcome grants."""
 
 GrantWelcome = Callable[[str, str], Awaitable[None]]
 """Account and grant id."""
-
-
-def welcome_grant_id(account: str) -> str:
-    """The id of an account's welcome grant: constant, so that it is given once however often it is asked for."""
-    return str(uuid.uuid5(_WELCOME, f"{account}:welcome"))
 
 
 async def bootstrap(

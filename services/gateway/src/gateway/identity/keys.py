@@ -12,6 +12,8 @@ from gateway.identity import store
 from runtime.postgres import Pool
 
 Announce = Callable[[Sequence[str], int], Awaitable[None]]
+Welcome = Callable[[str], Awaitable[None]]
+"""Gives a new user's account its welcome grant, once."""
 OpenAccounts = Callable[[Sequence[str], Decimal | None], Awaitable[None]]
 """Accounts and credits for each; None = the configured welcome grant."""
 _LISTED_MAX = 1000
@@ -29,13 +31,20 @@ class Keys:
     pepper: bytes
     announce: Announce
 
-    async def create(self, request: KeyCreate, who: str) -> KeyCreated:
+    async def create(self, request: KeyCreate, who: str, welcome: Welcome | None = None) -> KeyCreated:
         """Make one key; its user too, with the key's role, when unknown or not named.
 
+        Args:
+            request: what to make.
+            who: for the audit log.
+            welcome: welcomes the user if it is new, before anything is made: no user who was made lacks the grant.
+
         Raises:
-            HubError: `invalid_request`, the user's DID has no form that could be one.
+            HubError: `invalid_request`, the user's DID has no form that could be one; or what `welcome` raises.
         """
         did = _checked_did(request.user) if request.user is not None else access_keys.new_user_did()
+        if welcome is not None and (request.user is None or await self._is_unknown(did)):
+            await welcome(did)
         key = access_keys.new_access_key()
         async with self.pool.acquire() as connection, connection.transaction():
             account = await store.user_account(connection, did)
@@ -100,6 +109,10 @@ class Keys:
                 await store.audit(connection, who, "key.revoked", key_id)
             revision = await store.next_revision(connection)
         await self.announce([key_id], revision)
+
+    async def _is_unknown(self, did: str) -> bool:
+        async with self.pool.acquire() as connection:
+            return await store.user_account(connection, did) is None
 
     def _row(self, key: access_keys.AccessKey, user: str, role: Role, name: str, who: str) -> store.NewKey:
         return store.NewKey(key.id, access_keys.digest(self.pepper, key.text.encode()), user, role, name, who)

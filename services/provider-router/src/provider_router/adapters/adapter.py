@@ -81,9 +81,10 @@ class Translation(Protocol):
         """The same ending with `usage` in the client's usage chunk (if it asked for one), and where to splice."""
         ...
 
-    def cut(self, finish_reason: str) -> bytes:
+    def cut(self, finish_reason: str, details: str = "") -> bytes:
         """A tail that ends the client's stream early but properly, with this finish reason and no usage chunk.
 
+        `details`, if given, becomes `finish_details.type` of each choice: the reason in the hub's own words.
         Give `Ending(cut(reason), None, None, reason, outcome)` to `with_usage` for a tail with a usage chunk.
         """
         ...

@@ -134,9 +134,12 @@ class ChunkHead(msgspec.Struct, omit_defaults=True):
         )
         return sse.event(body)
 
-    def finish(self, index: int, finish_reason: str) -> bytes:
-        """The chunk that ends one choice."""
-        return self.chunk(_ENCODER.encode([{"index": index, "delta": {}, "finish_reason": finish_reason}]))
+    def finish(self, index: int, finish_reason: str, details: str = "") -> bytes:
+        """The chunk that ends one choice; `details` says what OpenAI's word for it does not."""
+        choice: dict[str, object] = {"index": index, "delta": {}, "finish_reason": finish_reason}
+        if details:
+            choice["finish_details"] = {"type": details}
+        return self.chunk(_ENCODER.encode([choice]))
 
 
 USAGE_SPLICE_FROM_END: Final = 4

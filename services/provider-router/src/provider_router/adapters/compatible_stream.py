@@ -148,11 +148,11 @@ class CompatibleTranslation:
         """An ending without usage, with one; see `Translation`."""
         return chat_form.tail_with_usage(ending, self._chunk_head(), usage, include_usage=self._include_usage)
 
-    def cut(self, finish_reason: str) -> bytes:
+    def cut(self, finish_reason: str, details: str = "") -> bytes:
         """An early but proper end; see `Translation`."""
         head = self._chunk_head()
         open_choices = sorted(self._open) if self._open else [] if self._reason else [0]
-        return b"".join(head.finish(index, finish_reason) for index in open_choices) + sse.DONE
+        return b"".join(head.finish(index, finish_reason, details) for index in open_choices) + sse.DONE
 
     def delivered_text(self) -> str:
         """Text relayed so far; see `Translation`."""

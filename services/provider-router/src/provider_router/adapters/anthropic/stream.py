@@ -189,9 +189,9 @@ class MessagesTranslation:
         """An ending without usage, with one; see `Translation`."""
         return chat_form.tail_with_usage(ending, self._head, usage, include_usage=self._include_usage)
 
-    def cut(self, finish_reason: str) -> bytes:
+    def cut(self, finish_reason: str, details: str = "") -> bytes:
         """An early but proper end; see `Translation`."""
-        return self._head.finish(0, finish_reason) + sse.DONE
+        return self._head.finish(0, finish_reason, details) + sse.DONE
 
     def delivered_text(self) -> str:
         """Text relayed so far; see `Translation`."""
