@@ -6,7 +6,7 @@ UV ?= uv
 .PHONY: run test check fmt bench docs lock env env-dev node-sdk
 
 run: env
-	@exec $(BIN)/hub up
+	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
 
 test: env-dev node-sdk
 	$(BIN)/pytest

@@ -34,11 +34,13 @@ MONEY = [
     METERING / "ledger" / "views.py",
     METERING / "ledger" / "statements.py",
     METERING / "sql" / "store.py",
+    *(METERING / "payment_kit" / name for name in ("amounts.py", "events.py", "outbox.py", "grants.py")),
     ROOT / "libs" / "contracts" / "src" / "contracts" / "money.py",
 ]
 EXPLAINED = [
     *(path for path in SOURCES if path.relative_to(ROOT).parts[0] == "libs"),
     *(path for path in SOURCES if "adapters" in path.parts),
+    *(path for path in SOURCES if "payment_kit" in path.parts),
     METERING / "pricing.py",
     METERING / "settle.py",
     METERING / "reserve.py",

@@ -25,6 +25,7 @@ _EVERYBODY: Final = re.compile(
 _ONLY: Final = {
     GATEWAY: re.compile(r"HUB_(BOOTSTRAP_KEY|KEY_PEPPER|PORT|HOST)"),
     ROUTER: re.compile(r"HUB_PROVIDERS__\w+|(OPENAI|ANTHROPIC)_(API_KEY|BASE_URL)"),
+    METERING: re.compile(r"HUB_PAYMENT_KIT_\w+"),
 }
 _OURS: Final = re.compile(r"HUB_(NATS_URL|DATABASE_URL|OPS_PORT|OPS_HOST|FAIL|LOG_FORMAT|KEY)")
 """Set by the supervisor, or meant for the `hub` command."""

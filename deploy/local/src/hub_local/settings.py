@@ -40,6 +40,9 @@ class LocalSettings(BaseModel):
         le=2**34,
         description="Bytes of all kept answers; the oldest go first. Within NATS' `max_memory_store` (here 512 MB).",
     )
+    payment_kit: Literal["none", "demo"] = Field(
+        "none", description="`demo`: a Payment Kit for trying things out runs beside the hub and keeps the balances."
+    )
     nats_sync_always: bool = Field(default=False, description="NATS forces each message to disk: an fsync a message.")
     db_fast: bool = Field(default=False, description="Tests only: PostgreSQL does not force commits to disk.")
 

@@ -14,7 +14,7 @@ import nats.errors
 import structlog
 
 from contracts.permissions import GATEWAY, OPERATOR, PROVISIONER
-from hub_local import credentials, first_key, migrate, services, state, welcome
+from hub_local import credentials, demo_payment_kit, first_key, migrate, services, state, welcome
 from hub_local.console import Console
 from hub_local.credentials import ADMIN, DATABASE, Credentials
 from hub_local.folder import DataFolder, TakenError, is_free
@@ -110,7 +110,21 @@ class Supervisor:
         self._state = state.HubState.of(self._settings, secrets, ports, instances)
         await self._start_servers(ports, secrets)
         await asyncio.gather(self._migrate(secrets, ports), self._provision(secrets.nats_url(PROVISIONER, ports.nats)))
+        if self._settings.payment_kit == "demo":
+            await self._start_payment_kit(http_ports[0])
         await self._start_services(instances, secrets, ports)
+
+    async def _start_payment_kit(self, hub_port: int) -> None:
+        """The demonstration's own, beside the hub; metering alone is told of it."""
+        port = self._folder.ports(["payment_kit"])["payment_kit"]
+        if self._state is not None:
+            self._state.ops[demo_payment_kit.NAME] = f"http://127.0.0.1:{port}"
+        told = demo_payment_kit.settings_for_metering(self._folder, port)
+        self._environment = {**self._environment, **told}
+        hub = f"http://127.0.0.1:{hub_port}{self._environment.get('HUB_MOUNT_PATH', '')}"
+        program = demo_payment_kit.program(self._folder, port, hub, self._environment, told["HUB_PAYMENT_KIT_APP_KEY"])
+        self._keep(Keeper(program, self._console, self._write_state))
+        await self._report_ready(self._keepers[demo_payment_kit.NAME])
 
     def _http_ports(self) -> list[int]:
         """One port per gateway.
@@ -237,7 +251,7 @@ class Supervisor:
             self._console.say("stopping: open calls may end first; Ctrl-C again stops at once")
         for group in (
             *self._services.values(),
-            *([self._keepers[n]] for n in ("nats", "postgres") if n in self._keepers),
+            *([self._keepers[n]] for n in (demo_payment_kit.NAME, "nats", "postgres") if n in self._keepers),
         ):
             await asyncio.gather(*(keeper.stop() for keeper in group))
         for task in self._tasks:

@@ -90,6 +90,11 @@ class Peers:
         request = metering.BalanceGet(account=account)
         return await ask(self._bus, metering.SERVICE, metering.BALANCE, request, metering.Balance)
 
+    async def payment_callback(self, request: metering.PaymentCallback) -> metering.PaymentCallbackReply:
+        """What metering thinks of a webhook."""
+        reply = metering.PaymentCallbackReply
+        return await ask(self._bus, metering.SERVICE, metering.PAYMENT_CALLBACK, request, reply)
+
     async def open_accounts(self, accounts: Sequence[str], credits_each: Decimal | None) -> None:
         """Make accounts with a welcome grant each; None = the configured one."""
         amount = self._welcome_credits if credits_each is None else credits_each

@@ -15,6 +15,7 @@ from metering import rpc, upkeep
 from metering.leases import Leases, answering
 from metering.ledger import due
 from metering.ledger.notices import Notices
+from metering.payment_kit import adapter as payment_kit
 from metering.settings import Settings
 from metering.settle import Announcer
 from metering.sql.store import TurnResult, TurnStore, query_pool
@@ -44,7 +45,13 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         pool = await stack.enter_async_context(_closing(await query_pool(dsn, settings.database_pool)))
         bus = await opened(url, name=process, inbox_prefix=inbox)
         stack.push_async_callback(_close_bus, bus)
-        store = TurnStore(dsn, timedelta(seconds=settings.lease_s), timedelta(seconds=settings.idempotency_s))
+        payment = await stack.enter_async_context(payment_kit.opened(settings))
+        store = TurnStore(
+            dsn,
+            timedelta(seconds=settings.lease_s),
+            timedelta(seconds=settings.idempotency_s),
+            with_outbox=payment is not None,
+        )
         stack.callback(store.discard)
         usage = UsageEvents(bus, pool, f"{inbox}.usage")
         await usage.start()
@@ -69,16 +76,18 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
             settings.turn_max,
             settings.reserve_wait_s,
             settings.reserves_max,
+            None if payment is None else payment.second_look.answer,
         )
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
         await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
-        await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
+        if payment is None:
+            await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
         await stack.enter_async_context(background("notices", notices.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
-        rpc.serve(broker, pool, leases, notices.changed)
+        rpc.serve(broker, pool, leases, notices.changed, payment)
         connection = await broker.connect()
         stack.push_async_callback(broker.stop)
         await broker.start()

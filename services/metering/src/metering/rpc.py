@@ -7,55 +7,86 @@ from typing import TypeVar
 from faststream.nats import NatsBroker
 from pydantic import BaseModel
 
+from contracts.errors import ErrorCode, HubError
 from contracts.rpc import credit as c
-from contracts.rpc import metering as questions
+from contracts.rpc import metering as q
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 from metering import accounts, calls
 from metering.leases import Leases
 from metering.ledger import changes, due, statements, views
 from metering.ledger.due import Changed
+from metering.payment_kit import off
+from metering.payment_kit.adapter import Adapter
 from metering.what_if import what_if
 from runtime.postgres import Pool
 from runtime.rpc import answer
 
 Q = TypeVar("Q", bound=BaseModel)
+ME = q.SERVICE
 
 
-def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed) -> None:
-    """Add every method to a broker that has not started; `changed` hears of accounts whose credit was changed."""
-    q, me = questions, questions.SERVICE
-    answer(broker, me, q.CALL_GET, q.CallGet, q.CallView, partial(calls.get, pool))
-    answer(broker, me, q.CALL_LIST, q.CallList, q.CallPage, partial(calls.page, pool))
-    answer(broker, me, q.CALL_OUTCOMES, q.CallOutcomes, q.CallOutcomesReply, partial(calls.outcomes, pool))
-    answer(broker, me, WHAT_IF, WhatIf, WhatIfReply, partial(what_if, pool))
-    answer(broker, me, q.STALE, q.StaleCalls, q.StaleReply, leases.stale)
-    answer(broker, me, q.BALANCE, q.BalanceGet, q.Balance, partial(accounts.balance, pool))
-    answer(broker, me, q.ACCOUNTS_OPEN, q.AccountsOpen, q.AccountsOpened, partial(accounts.open_many, pool))
-    answer(broker, me, c.ACCOUNTS_LIST, c.AccountsList, c.AccountsPage, partial(accounts.listed, pool))
-    answer(broker, me, c.GRANTS_LIST, c.GrantsList, c.GrantsPage, partial(views.grants, pool))
-    answer(broker, me, c.TRANSACTIONS, c.TransactionsList, c.TransactionsPage, partial(views.transactions, pool))
-    answer(broker, me, c.STATEMENT, c.StatementGet, c.Statement, partial(statements.statement, pool))
-    answer(broker, me, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
+def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed, payment: Adapter | None) -> None:
+    """Add every method to a broker that has not started.
+
+    Args:
+        changed: hears of accounts whose credit was changed by hand.
+        payment: keeps the credit, where there is a Payment Kit; else the built-in ledger does.
+    """
+    answer(broker, ME, q.CALL_GET, q.CallGet, q.CallView, partial(calls.get, pool))
+    answer(broker, ME, q.CALL_LIST, q.CallList, q.CallPage, partial(calls.page, pool))
+    answer(broker, ME, q.CALL_OUTCOMES, q.CallOutcomes, q.CallOutcomesReply, partial(calls.outcomes, pool))
+    answer(broker, ME, WHAT_IF, WhatIf, WhatIfReply, partial(what_if, pool))
+    answer(broker, ME, q.STALE, q.StaleCalls, q.StaleReply, leases.stale)
+    answer(broker, ME, q.BALANCE, q.BalanceGet, q.Balance, partial(accounts.balance, pool))
+    answer(broker, ME, c.ACCOUNTS_LIST, c.AccountsList, c.AccountsPage, partial(accounts.listed, pool))
+    answer(broker, ME, c.GRANTS_LIST, c.GrantsList, c.GrantsPage, partial(views.grants, pool))
+    answer(broker, ME, c.TRANSACTIONS, c.TransactionsList, c.TransactionsPage, partial(views.transactions, pool))
+    answer(broker, ME, c.STATEMENT, c.StatementGet, c.Statement, partial(statements.statement, pool))
+    answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
+    if payment is None:
+        _serve_ledger(broker, pool, changed)
+    else:
+        _serve_payment_kit(broker, payment)
+
+
+def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed) -> None:
+    """Changes of credit in the built-in ledger; `changed` hears of the accounts."""
 
     async def grant(request: q.Grant) -> q.Balance:
         balance = await changes.grant(pool, request)
         changed([balance.account])
         return balance
 
-    answer(broker, me, q.GRANT, q.Grant, q.Balance, grant)
-    answer(broker, me, c.ADJUST, c.Adjust, c.CreditChanged, _telling(changed, partial(changes.adjust, pool)))
-    answer(
-        broker, me, c.REFUND_CALL, c.RefundCall, c.CreditChanged, _telling(changed, partial(changes.refund_call, pool))
-    )
-    answer(
-        broker,
-        me,
-        c.REFUND_GRANT,
-        c.RefundGrant,
-        c.CreditChanged,
-        _telling(changed, partial(changes.refund_grant, pool)),
-    )
-    answer(broker, me, c.GRANT_EXPIRE, c.GrantExpire, c.CreditChanged, _telling(changed, partial(changes.expire, pool)))
+    answer(broker, ME, q.GRANT, q.Grant, q.Balance, grant)
+    answer(broker, ME, q.ACCOUNTS_OPEN, q.AccountsOpen, q.AccountsOpened, partial(accounts.open_many, pool))
+    _change(broker, c.ADJUST, c.Adjust, _telling(changed, partial(changes.adjust, pool)))
+    _change(broker, c.REFUND_CALL, c.RefundCall, _telling(changed, partial(changes.refund_call, pool)))
+    _change(broker, c.REFUND_GRANT, c.RefundGrant, _telling(changed, partial(changes.refund_grant, pool)))
+    _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _telling(changed, partial(changes.expire, pool)))
+    answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, off.status)
+    answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, off.received)
+    answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, off.pause)
+    answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, off.retry)
+
+
+def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
+    """Credit is Payment Kit's: grants are made there, and all other changes too."""
+    answer(broker, ME, q.GRANT, q.Grant, q.Balance, payment.grants.grant)
+    answer(broker, ME, q.ACCOUNTS_OPEN, q.AccountsOpen, q.AccountsOpened, payment.grants.open_many)
+    _change(broker, c.ADJUST, c.Adjust, _elsewhere)
+    _change(broker, c.REFUND_CALL, c.RefundCall, _elsewhere)
+    _change(broker, c.REFUND_GRANT, c.RefundGrant, _elsewhere)
+    _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _elsewhere)
+    answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, payment.status.get)
+    answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, payment.callbacks.received)
+    answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, payment.status.pause)
+    answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, payment.status.retry)
+
+
+def _change(
+    broker: NatsBroker, method: str, request: type[Q], handler: Callable[[Q], Awaitable[c.CreditChanged]]
+) -> None:
+    answer(broker, ME, method, request, c.CreditChanged, handler)
 
 
 def _telling(
@@ -69,3 +100,7 @@ def _telling(
         return done
 
     return handled
+
+
+async def _elsewhere(_request: BaseModel) -> c.CreditChanged:
+    raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps the credit of this hub's accounts; change it there.")

@@ -4,10 +4,10 @@ from decimal import Decimal
 
 from pydantic import Field
 
-from runtime.settings import DatabaseSettings
+from metering.payment_kit.settings import PaymentKitSettings
 
 
-class Settings(DatabaseSettings):
+class Settings(PaymentKitSettings):
     """Read once in `__main__`, passed on as values."""
 
     lease_s: float = Field(30.0, gt=0, le=3600, description="Seconds that a call lives without its lease renewed.")

@@ -53,6 +53,12 @@ class Turns:
     wait_s: float
     """Reserves that wait longer are answered `unavailable`."""
     reserves_max: int
+    second_look: "Callable[[Asked, Callable[[Asked], None], Callable[[Asked, ReserveResult], None]], None] | None" = (
+        None
+    )
+    """Asked before a call is refused for want of credit, once per call; it calls one of the two functions later."""
+    _looked: set[str] = field(default_factory=set)
+    """Calls that had their second look."""
     _facts: FairQueue[Arrival] = field(default_factory=FairQueue)
     _asked: FairQueue[Asked] = field(default_factory=FairQueue)
     _unreadable: list[Unsettled] = field(default_factory=list)
@@ -238,7 +244,25 @@ class Turns:
             metrics.RESERVES.labels(entry.status).inc()
         metrics.RESERVES.labels(_RESERVED.status).inc(len(asked) - len(result.refused))
         for call in asked:
-            self._answer(call, refused.get(id(call), _RESERVED))
+            answer = refused.get(id(call), _RESERVED)
+            if answer.status == ReserveStatus.NOT_ENOUGH and self._looks_again(call):
+                continue
+            self._answer(call, answer)
+
+    def _looks_again(self, call: Asked) -> bool:
+        """Whether the account's balance is read before the call is refused."""
+        if self.second_look is None or call.call_id in self._looked:
+            return False
+        self._looked.add(call.call_id)
+        self.second_look(call, self._ask_again, self._refuse)
+        return True
+
+    def _ask_again(self, call: Asked) -> None:
+        if self._ended or not call.request.missing:
+            self._refuse(call, _UNAVAILABLE)
+            return
+        self._asked.put(call.account, call)
+        self._woken.set()
 
     def _refuse(self, call: Asked, result: ReserveResult) -> None:
         metrics.RESERVES.labels(result.status).inc()
@@ -249,6 +273,8 @@ class Turns:
         request.answer_rest(_UNAVAILABLE)
 
     def _answer(self, call: Asked, result: ReserveResult) -> None:
+        if self._looked:
+            self._looked.discard(call.call_id)
         if call.request.answer(call.place, result):
             self._reply(call.request)
 

@@ -39,6 +39,9 @@ async def once(pool: Pool) -> None:
         asyncpg.PostgresError, OSError, TimeoutError: repeat it later; nothing is half done.
     """
     made = await pool.fetchval("select metering.make_partitions($1, $2)", datetime.now(UTC).date(), MONTHS_AHEAD)
+    made += await pool.fetchval(
+        "select metering.make_outbox_partitions($1, $2)", datetime.now(UTC).date(), MONTHS_AHEAD
+    )
     if made:
         _log.info("partitions made", partitions=made)
     while await pool.execute(_EXPIRED) == "DELETE 10000":

@@ -33,6 +33,12 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "transactions": ("credits:transactions", "List charges and what was given or taken, with the balance after."),
         "statement": ("credits:statement", "Show an account's month."),
     },
+    "payments": {
+        "status": ("payments:status", "Show how reporting to Payment Kit goes, and what is parked."),
+        "pause": ("payments:pause", "Send no more meter events; they are kept."),
+        "resume": ("payments:resume", "Go on sending meter events."),
+        "retry": ("payments:retry", "Try parked meter events again, as they are; without names, all."),
+    },
     "rates": {
         "set": ("rates:set_rates", "Set credits per unit for models that match a pattern."),
         "list": ("rates:list_rates", "List the rates in force, the most specific first."),
@@ -51,6 +57,7 @@ _HELP: Final = {
     "usage": "Usage events, as other systems get them.",
     "keys": "Access keys.",
     "credits": "What accounts have and may spend.",
+    "payments": "Reports of usage to Payment Kit.",
     "rates": "What models cost.",
 }
 

@@ -10,7 +10,7 @@ import nats.errors
 from cyclopts import Parameter
 
 from contracts import streams
-from hub_local import state
+from hub_local import demo_payment_kit, state
 from hub_local.commands import show
 from hub_local.commands.session import connected, run, running
 from hub_local.programs import http_status
@@ -61,7 +61,8 @@ async def _is_ready(hub: state.HubState, name: str) -> bool:
         return await _server_version(hub) is not None
     if name == "nats":
         return await http_status(_port(hub.nats_monitor_url), "/healthz?js-enabled-only=true") == _HTTP_OK
-    return await http_status(_port(hub.ops[name]), "/readyz") == _HTTP_OK
+    path = demo_payment_kit.READY_PATH if name == demo_payment_kit.NAME else "/readyz"
+    return await http_status(_port(hub.ops[name]), path) == _HTTP_OK
 
 
 async def _lag() -> dict[str, int | None]:

@@ -58,6 +58,8 @@ class ReserveStatus:
     EXISTS: Final = "exists"
     """The id is known: a repeat. Money is unchanged."""
     NOT_ENOUGH: Final = "not_enough"
+    ASK_AGAIN: Final = "ask_again"
+    """Not decided: ask for this call alone, at once and with the same id; nothing was written."""
     KEY_TAKEN: Final = "key_taken"
     """The Idempotency-Key belongs to `other_call_id`, which asked the same and has not failed."""
     KEY_REUSED: Final = "key_reused"
@@ -139,6 +141,10 @@ STALE: Final = "stale"
 BALANCE: Final = "balance"
 GRANT: Final = "grant"
 ACCOUNTS_OPEN: Final = "accounts_open"
+PAYMENT_CALLBACK: Final = "payment_callback"
+PAYMENT_STATUS: Final = "payment_status"
+PAYMENT_PAUSE: Final = "payment_pause"
+PAYMENT_RETRY: Final = "payment_retry"
 
 
 class CallGet(Message):
@@ -314,3 +320,69 @@ class AccountsOpened(Message):
     """How many were new."""
 
     opened: int
+
+
+class PaymentCallback(Message):
+    """A webhook of Payment Kit as it came; its signature is metering's to judge."""
+
+    method: str
+    url: str = Field(max_length=4000)
+    """Path and query, not decoded."""
+    headers: dict[str, str]
+    """Those of the signature."""
+    body: str = Field(max_length=300_000)
+
+
+class PaymentCallbackReply(Message):
+    """`good`, `unsigned` or `wrong`."""
+
+    verdict: str
+
+
+class PaymentStatusGet(Message):
+    """How reporting to Payment Kit goes, and the first parked reports."""
+
+    parked_max: int = Field(20, ge=0, le=1000)
+
+
+class ParkedReport(Message):
+    """A meter event that Payment Kit will not take as it is."""
+
+    identifier: str
+    account: str
+    value: Credits
+    reason: str
+    tries: int
+    created_at: str
+
+
+class PaymentStatus(Message):
+    """`unreported`: credits charged here and not yet known to be there."""
+
+    is_on: bool
+    is_paused: bool = False
+    circuit_closed: bool = True
+    """As the process that answers sees Payment Kit."""
+    pending: int = 0
+    parked: int = 0
+    unreported: Credits = ZERO
+    oldest_pending_at: str | None = None
+    parked_reports: tuple[ParkedReport, ...] = ()
+
+
+class PaymentPause(Message):
+    """Stop or go on sending meter events, in every process."""
+
+    paused: bool
+
+
+class PaymentRetry(Message):
+    """Try parked meter events again, unchanged; None = all."""
+
+    identifiers: tuple[str, ...] | None = Field(None, max_length=1000)
+
+
+class PaymentRetried(Message):
+    """How many wait for another try now."""
+
+    retried: int

@@ -73,6 +73,8 @@ class Reserver:
         status = metering.ReserveStatus
         if result.status == status.RESERVED:
             self._reserved(call)
+        elif result.status == status.ASK_AGAIN:
+            self._ask_batch([call])  # alone: nobody else waits for this account's balance
         elif result.status == status.NOT_ENOUGH:
             call.refuse(
                 not_enough(

@@ -18,7 +18,7 @@ from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc import catalog
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
-from gateway.api import bodies, calls, credit, errors, models, rates, resume, status, user, user_credit
+from gateway.api import bodies, calls, credit, errors, models, payment, rates, resume, status, user, user_credit
 from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
@@ -40,6 +40,8 @@ class Route(NamedTuple):
     methods: tuple[str, ...] = ("GET",)
     body: type[BaseModel] | None = None
     """What it reads, for the document; the handler reads it by `gateway.api.bodies`."""
+    signed: bool = False
+    """Needs no key, but the application's signature (`runtime.component_call`)."""
 
 
 RESUME_PATH: Final = "/api/v2/calls/{call_id}/stream"
@@ -86,6 +88,15 @@ ROUTES: Final = (
         "/api/credit/expiries", credit.expire, "admin", "admin", _CHANGE, ("POST",),
         credit.ExpiryBody,
     ),
+    Route(
+        payment.CALLBACK_PATH,
+        payment.callback,
+        None,
+        "admin",
+        (_E.NOT_FOUND, _E.PAYLOAD_TOO_LARGE, _E.SERVICE_UNAVAILABLE),
+        ("POST",),
+        signed=True,
+    ),
 )  # fmt: skip
 _KEY_REFUSALS: Final = (_E.INVALID_API_KEY, _E.FORBIDDEN, _E.SERVICE_UNAVAILABLE)
 _CHAT_REFUSALS: Final = (
@@ -103,7 +114,7 @@ _CHAT_REFUSALS: Final = (
     _E.SERVICE_UNAVAILABLE,
     _E.UPSTREAM_TIMEOUT,
 )
-_ADMIN_PREFIXES: Final = ("/api/user/", "/api/admin/", "/api/credit/")
+_ADMIN_PREFIXES: Final = ("/api/user/", "/api/admin/", "/api/credit/", "/api/payment/")
 _REQUEST_SCHEMA: Final = "ChatCompletionRequest"
 _ERROR_SCHEMA: Final = "Error"
 
@@ -135,7 +146,7 @@ def build(services: Services | None, mount_path: str = "") -> FastAPI:
             responses=_responses(refusals, route.shape),
             operation_id=_operation_id(route),
             openapi_extra=None if route.body is None else {"requestBody": bodies.described(route.body)},
-            tags=["public" if route.role is None else f"role {route.role}"],
+            tags=[_tag(route)],
         )
         if len(route.methods) > 1:
             app.add_api_route(
@@ -189,6 +200,12 @@ def _add_error_handlers(app: FastAPI, mount_path: str) -> None:
     app.add_exception_handler(HTTPException, on_http)
 
 
+def _tag(route: Route) -> str:
+    if route.role is not None:
+        return f"role {route.role}"
+    return "signed" if route.signed else "public"
+
+
 def _operation_id(route: Route) -> str:
     words = route.path.replace("{", "").replace(":path", "").replace("}", "").strip("/").split("/")
     return "_".join([route.methods[0].lower(), *words])
@@ -234,7 +251,7 @@ def _with_chat(document: dict[str, Any], mount_path: str) -> dict[str, Any]:
     document["paths"][mount_path + RESUME_PATH]["get"]["responses"]["200"] = _answer("The rest of the answer.")
     for route in ROUTES:
         if route.role is None:
-            document["paths"][mount_path + route.path]["get"]["security"] = []
+            document["paths"][mount_path + route.path][route.methods[0].lower()]["security"] = []
     return document
 
 

@@ -32,6 +32,7 @@ _COMMAND_S: Final = 5.0
 """Above the server's own time-out: met only when the server is silent."""
 _KNOWN_ACCOUNTS_MAX: Final = 100_000
 _TURN: Final = "select * from metering.turn($1, $2, $3, $4, $5, $6, $7, $8)"
+_TURN_WITH_OUTBOX: Final = "select * from metering.turn_with_outbox($1, $2, $3, $4, $5, $6, $7, $8)"
 _OPEN_ACCOUNTS: Final = (
     "insert into metering.account (id) select a from unnest($1::text[]) a order by a on conflict do nothing"
 )
@@ -93,6 +94,8 @@ class TurnStore:
     lease: timedelta
     claim: timedelta
     """How long an Idempotency-Key belongs to its call."""
+    with_outbox: bool = False
+    """Every charge is also to be reported: to Payment Kit."""
     _kept: "asyncpg.Connection[asyncpg.Record] | None" = None
     _known: set[str] = field(default_factory=set)
 
@@ -108,7 +111,7 @@ class TurnStore:
         try:
             await self._open_accounts(connection, asked)
             row = await connection.fetchrow(
-                _TURN,
+                _TURN_WITH_OUTBOX if self.with_outbox else _TURN,
                 list({arrival.fact.account for arrival in facts} | {call.account for call in asked}),
                 [arrival.fact.row for arrival in facts],
                 [call.row for call in asked],

@@ -1,0 +1,143 @@
+"""Grants while Payment Kit keeps the balances: each is made there, once, and read back.
+
+Payment Kit makes a grant for every POST, so ours carry their id in their metadata and are looked for before they are
+made again.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import structlog
+
+from contracts.errors import ErrorCode, HubError
+from contracts.money import rounded
+from contracts.rpc.metering import AccountsOpen, AccountsOpened, Balance, BalanceGet, Grant
+from metering import accounts
+from metering.payment_kit.amounts import to_decimal_text
+from metering.payment_kit.client import PaymentKit, PaymentKitError
+from metering.payment_kit.look_up import customer_id
+from metering.payment_kit.meter import Meters
+from metering.payment_kit.mirror import Mirror
+from metering.payment_kit.outbox import customer_did
+from runtime.postgres import Pool
+
+_log = structlog.get_logger("payment_kit")
+_AT_ONCE: Final = 8
+_PAGE: Final = 100
+_PAGES_MAX: Final = 200
+_NAMES: Final = {
+    "welcome": "New user bonus credit",
+    "top_up": "Top-up",
+    "adjustment": "Adjustment",
+    "promotional": "Bonus",
+}
+_NEW: Final = (
+    "insert into metering.credit_grant (id, account, amount, category, reason, granted_by)"
+    " values ($1, $2, $3, $4, $5, $6) on conflict do nothing"
+)
+_SAME: Final = "select account = $2 and amount = $3 from metering.credit_grant where id = $1"
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """Answers `grant` and `accounts_open`."""
+
+    kit: PaymentKit
+    meters: Meters
+    mirror: Mirror
+    pool: Pool
+
+    async def grant(self, request: Grant) -> Balance:
+        """Give credits at Payment Kit, once per `grant_id`, and read the balance.
+
+        Raises:
+            HubError: `invalid_request`; `conflict` when the id was used for another grant; `service_unavailable` when
+                Payment Kit does not answer: the same grant may be asked for again.
+        """
+        accounts.check_name(request.account)
+        amount = rounded(request.amount)
+        try:
+            grant_id = UUID(request.grant_id)
+        except ValueError as error:
+            raise HubError(ErrorCode.INVALID_REQUEST, "`grant_id` is a UUID.", param="grant_id") from error
+        if "\x00" in request.reason + request.granted_by:
+            raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param="reason")
+        await self.pool.execute(
+            _NEW, grant_id, request.account, amount, request.category, request.reason, request.granted_by
+        )
+        if not await self.pool.fetchval(_SAME, grant_id, request.account, amount):
+            raise HubError(ErrorCode.CONFLICT, "This grant id was used for another grant.", param="grant_id")
+        try:
+            await self._make_once(str(grant_id), request, amount)
+            await self.mirror.refresh(request.account)
+        except PaymentKitError as error:
+            _log.warning("grant not made", reason=error.reason, status=error.status, detail=error.detail[:200])
+            raise HubError(
+                ErrorCode.SERVICE_UNAVAILABLE, "Payment Kit did not take the grant; give the same grant again."
+            ) from error
+        return await accounts.balance(self.pool, BalanceGet(account=request.account))
+
+    async def open_many(self, request: AccountsOpen) -> AccountsOpened:
+        """A welcome grant for each account, made once however often it is asked for.
+
+        Raises:
+            HubError: see `grant`; some accounts may have theirs.
+        """
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(account: str) -> None:
+            async with at_once:
+                await self.grant(
+                    Grant(
+                        grant_id=str(uuid5(NAMESPACE_URL, f"welcome:{account}")),
+                        account=account,
+                        amount=request.amount,
+                        category="welcome",
+                        granted_by=request.granted_by,
+                    )
+                )
+
+        distinct = dict.fromkeys(request.accounts)
+        await asyncio.gather(*map(one, distinct))
+        return AccountsOpened(opened=len(distinct))
+
+    async def _make_once(self, grant_id: str, request: Grant, amount: Decimal) -> None:
+        if amount == 0:
+            return
+        meter = await self.meters.get()
+        customer = await customer_id(self.kit, customer_did(request.account))
+        if await self._is_made(grant_id, customer, meter.currency_id):
+            return
+        wanted = {
+            "customer_id": customer,
+            "currency_id": meter.currency_id,
+            "amount": to_decimal_text(amount),
+            "name": request.reason or _NAMES[request.category],
+            "expires_at": 0,
+            "category": "paid" if request.category == "top_up" else "promotional",
+            "metadata": {"grantId": grant_id} | ({"welcomeCredit": True} if request.category == "welcome" else {}),
+        }
+        await self.kit.ask("POST", "/api/credit-grants", body=wanted)
+
+    async def _is_made(self, grant_id: str, customer: str, currency: str) -> bool:
+        for page in range(1, _PAGES_MAX + 1):
+            query: dict[str, str | int | None] = {
+                "customer_id": customer,
+                "currency_id": currency,
+                "page": page,
+                "pageSize": _PAGE,
+            }
+            document = await self.kit.ask("GET", "/api/credit-grants", query)
+            listed: Any = document.get("list") if isinstance(document, dict) else document
+            if not isinstance(listed, list):
+                raise PaymentKitError("no_list", detail="an answer that is no list of grants")
+            for found in listed:
+                metadata = found.get("metadata") if isinstance(found, dict) else None
+                if isinstance(metadata, dict) and metadata.get("grantId") == grant_id:
+                    return True
+            if len(listed) < _PAGE:
+                return False
+        raise PaymentKitError("too_many_grants", detail="the list of grants has no end")

@@ -1,0 +1,36 @@
+"""What is answered about Payment Kit where there is none."""
+
+from contracts.errors import ErrorCode, HubError
+from contracts.rpc.metering import (
+    PaymentCallback,
+    PaymentCallbackReply,
+    PaymentPause,
+    PaymentRetried,
+    PaymentRetry,
+    PaymentStatus,
+    PaymentStatusGet,
+)
+
+
+async def status(_request: PaymentStatusGet) -> PaymentStatus:
+    """It is off."""
+    return PaymentStatus(is_on=False)
+
+
+async def received(_request: PaymentCallback) -> PaymentCallbackReply:
+    """Refuses a webhook: nobody signed up for one."""
+    raise _off()
+
+
+async def pause(_request: PaymentPause) -> PaymentStatus:
+    """Refuses."""
+    raise _off()
+
+
+async def retry(_request: PaymentRetry) -> PaymentRetried:
+    """Refuses."""
+    raise _off()
+
+
+def _off() -> HubError:
+    return HubError(ErrorCode.NOT_FOUND, "This hub has no Payment Kit; HUB_PAYMENT_KIT_URL names one.")

@@ -1,0 +1,184 @@
+"""Meter events out: several workers, each identifier in one pair of hands at a time, until Payment Kit has it.
+
+A worker takes rows (with a fence, so that a worker that was thought dead changes nothing), sends them one after the
+other and writes what became of them. Its claim lasts for as long as Payment Kit may work on what it was sent, so a
+row is never under way twice.
+"""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from metering.payment_kit import outbox, records
+from metering.payment_kit.circuit import Circuit, backoff_s
+from metering.payment_kit.client import PaymentKit, PaymentKitError
+from metering.payment_kit.events import Judgement, Result, before_answer, judge
+from metering.payment_kit.look_up import look_up
+from metering.payment_kit.meter import Meters
+from metering.payment_kit.outbox import Mark, Picked, TransientErrors
+from metering.payment_kit.settings import PaymentKitSettings
+from runtime import failpoints
+from runtime.postgres import Pool
+
+_log = structlog.get_logger("payment_kit")
+ROWS_MAX: Final = 16
+"""Rows of one worker at a time: two statements for all of them."""
+IDLE_S: Final = 0.25
+_CALLS_MAX: Final = 3
+"""Time of one row, in the longest waits for one answer: it may need a look-up before and after."""
+_DUPLICATE_TRIES_MAX: Final = 8
+"""Payment Kit says that it knows an identifier and does not list it: after so many tries a person must look."""
+
+
+@dataclass(slots=True)
+class Sender:
+    """The workers of one process."""
+
+    kit: PaymentKit
+    meters: Meters
+    pool: Pool
+    settings: PaymentKitSettings
+    circuit: Circuit
+    _stopping: bool = False
+    _plenty: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while a pick brings as many rows as it may."""
+
+    async def run(self) -> None:
+        """All workers, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self.settings.payment_kit_workers):
+                group.create_task(self._work(looks=number == 0))
+            if self.settings.payment_kit_batch_s:
+                group.create_task(self._fold())
+
+    def stop(self) -> None:
+        """Take no more rows; those in hand are given back before the next is sent."""
+        self._stopping = True
+        self._plenty.set()
+
+    async def _work(self, *, looks: bool) -> None:
+        """One worker; the first `looks` for rows all the time, the others while there are more than it can take."""
+        while not self._stopping:
+            if not looks:
+                await self._plenty.wait()
+            try:
+                worked = await self.once()
+            except TransientErrors as error:
+                _log.warning("outbox waits", error=type(error).__name__, detail=str(error)[:200])
+                worked = False
+            if not worked and not self._stopping:
+                await asyncio.sleep(max(IDLE_S, min(self.circuit.wait_s, 1.0)))
+
+    async def once(self) -> bool:
+        """One pick; whether there was anything to do.
+
+        Raises:
+            asyncpg.PostgresError, OSError, TimeoutError: the rows in hand come again after their claim.
+        """
+        admitted = 0 if self.settings.payment_kit_paused else self.circuit.admits(ROWS_MAX)
+        if not admitted:
+            return False
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        picked: list[Picked] = []
+        try:
+            picked = await outbox.pick(
+                self.pool,
+                admitted,
+                timedelta(seconds=self._claim_s),
+                timedelta(seconds=self.settings.payment_kit_dedup_s / 2),
+                batched=self.settings.payment_kit_batch_s > 0,
+            )
+        finally:
+            if not picked:
+                self.circuit.unused()
+        if not self._stopping:
+            (self._plenty.set if len(picked) == ROWS_MAX else self._plenty.clear)()
+        marks = [await self._send(row, began) for row in picked]
+        await outbox.mark(self.pool, marks)
+        return bool(picked)
+
+    @property
+    def _claim_s(self) -> float:
+        """How long a picked row is ours: what one row may take at most, and a time in which each must have begun."""
+        return self._row_s + self.settings.payment_kit_timeout_s
+
+    @property
+    def _row_s(self) -> float:
+        return _CALLS_MAX * self.settings.payment_kit_timeout_s + self.settings.payment_kit_server_s
+
+    async def _send(self, row: Picked, began: float) -> Mark:
+        """One row, from the pick to what became of it."""
+        left_s = began + self._claim_s - asyncio.get_running_loop().time()
+        if self._stopping or left_s < self._row_s or self.circuit.wait_s > 0:
+            return Mark(row.event.id, row.fence, "pending", untried=True)
+        try:
+            async with asyncio.timeout(_CALLS_MAX * self.settings.payment_kit_timeout_s):
+                judgement = await self._report(row)
+        except PaymentKitError as error:
+            judgement = before_answer(error)
+        except TimeoutError:
+            judgement = before_answer(PaymentKitError("silent", detail="too many slow answers", transient=True))
+        if judgement.unhealthy:
+            self.circuit.failed(judgement.retry_after_s)
+        else:
+            self.circuit.succeeded()
+        return self._mark(row, judgement)
+
+    async def _report(self, row: Picked) -> Judgement:
+        """Have Payment Kit know the event.
+
+        Raises:
+            PaymentKitError: it does not answer, or the meter cannot be had.
+        """
+        meter = await self.meters.get()
+        if row.tries > 1 and row.is_old:
+            found = await look_up(self.kit, self.meters, row.event)
+            if found is not None:
+                return found
+        answer = await self.kit.send("POST", "/api/meter-events", body=row.event.body(meter.event_name))
+        failpoints.hit("metering.after_post")
+        judgement = judge(row.event, answer)
+        if judgement.result is Result.REFUSED:
+            self.meters.forget()
+        if judgement.result is not Result.LOOK_UP:
+            return judgement
+        found = await look_up(self.kit, self.meters, row.event)
+        if found is not None:
+            return replace(found, reason=found.reason or "was known")
+        if row.tries >= _DUPLICATE_TRIES_MAX:
+            return Judgement(Result.PARKED, f"said to be known, but not listed: {judgement.reason}")
+        return Judgement(Result.RETRY, judgement.reason, unhealthy=answer.status >= 500)  # noqa: PLR2004
+
+    def _mark(self, row: Picked, judgement: Judgement) -> Mark:
+        records.POSTS.labels(judgement.result).inc()
+        if judgement.result is Result.SENT:
+            return Mark(row.event.id, row.fence, "sent", judgement.reason, judgement.event_id)
+        report = _log.error if judgement.result in {Result.PARKED, Result.REFUSED} else _log.warning
+        report(
+            "meter event not sent",
+            identifier=row.event.identifier,
+            result=judgement.result,
+            reason=judgement.reason,
+            tries=row.tries,
+        )
+        if judgement.result is Result.PARKED:
+            records.PARKED.inc()
+            return Mark(row.event.id, row.fence, "parked", judgement.reason, judgement.event_id)
+        delay_s = max(backoff_s(row.tries, self.settings.payment_kit_backoff_max_s), judgement.retry_after_s)
+        if judgement.may_run_on:
+            delay_s = max(delay_s, self.settings.payment_kit_server_s)
+        return Mark(row.event.id, row.fence, "pending", judgement.reason, delay_s=delay_s)
+
+    async def _fold(self) -> None:
+        """Make batches of what has waited long enough."""
+        age = timedelta(seconds=self.settings.payment_kit_batch_s)
+        while not self._stopping:
+            try:
+                await outbox.fold(self.pool, age)
+            except TransientErrors as error:
+                _log.warning("batches wait", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(min(1.0, self.settings.payment_kit_batch_s / 4))

@@ -1,0 +1,286 @@
+"""What this Payment Kit knows. Every change is a journal entry; replaying them in order gives the same books.
+
+Amounts are integers of the smallest unit, ten decimal places as for the hub's credits.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any
+
+PLACES = 10
+_VALUE = re.compile(r"\d{1,30}(\.\d{1,10})?")
+
+
+class RefusedError(Exception):
+    """A request that cannot be served: an HTTP status and an error text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class DuplicateError(Exception):
+    """A meter event whose identifier is known."""
+
+    def __init__(self, event: dict[str, Any]) -> None:
+        super().__init__(event["identifier"])
+        self.event = event
+
+
+@dataclass
+class Books:
+    """Meters, customers, grants and events."""
+
+    file: Path | None = None
+    clock: Callable[[], float] = time.time
+    dedup_s: float | None = None
+    """Identifiers older than this are forgotten; None = never."""
+    journal: list[dict[str, Any]] = field(default_factory=list)
+    meters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By event name."""
+    customers: dict[str, str] = field(default_factory=dict)
+    """DID → id."""
+    grants: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    transactions: list[dict[str, Any]] = field(default_factory=list)
+    webhooks: list[dict[str, Any]] = field(default_factory=list)
+    recharging: set[str] = field(default_factory=set)
+    """Customers whose balance is topped up automatically."""
+    _identifiers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _dids: dict[str, str] = field(default_factory=dict)
+    _open: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By customer: events that are not wholly paid, oldest first."""
+    _out: IO[bytes] | None = None
+
+    @classmethod
+    def opened(cls, file: Path | None, dedup_s: float | None = None) -> "Books":
+        """The books of a journal file, or new ones. A line that a crash cut off was never answered."""
+        books = cls(file, dedup_s=dedup_s)
+        if file is not None and file.exists():
+            whole = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            file.write_bytes(b"".join(whole))
+            for line in whole:
+                books._apply(json.loads(line))
+        return books
+
+    # ---- changes ----------------------------------------------------------------------------------------------------
+
+    def make_meter(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A meter with a currency of its own."""
+        event_name = wanted.get("event_name")
+        if not isinstance(event_name, str) or not isinstance(wanted.get("unit"), str):
+            raise RefusedError(400, '"event_name" and "unit" are required')
+        if event_name in self.meters:
+            raise RefusedError(400, f"Meter with event_name {event_name} already exists")
+        self._write("meter", {"wanted": wanted})
+        return self.meters[event_name]
+
+    def change_meter(self, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Another unit."""
+        meter = self.meter(name)
+        self._write("meter_unit", {"event_name": meter["event_name"], "unit": wanted["unit"]})
+        return meter
+
+    def make_customer(self, did: str) -> dict[str, Any]:
+        """A customer, if there is none of this DID."""
+        if did not in self.customers:
+            self._write("customer", {"did": did})
+        return self.customer(did)
+
+    def make_grant(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Credits for a customer; debts are paid from it at once."""
+        customer = self.customer(str(wanted.get("customer_id")))
+        amount = wanted.get("amount")
+        if not isinstance(amount, str) or not _VALUE.fullmatch(amount):
+            raise RefusedError(400, '"amount" must be a decimal string')
+        if wanted.get("currency_id") not in {meter["currency_id"] for meter in self.meters.values()}:
+            raise RefusedError(400, "Currency not found")
+        self._write("grant", {"wanted": {**wanted, "customer_id": customer["id"]}})
+        return self.grants[-1]
+
+    def make_event(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Usage: consumes grants, the rest stays pending.
+
+        Raises:
+            DuplicateError: the identifier is known.
+            RefusedError: a member is missing or wrong.
+        """
+        meter = self.meters.get(str(wanted.get("event_name")))
+        if meter is None:
+            raise RefusedError(404, "Meter not found")
+        payload, identifier = wanted.get("payload") or {}, wanted.get("identifier")
+        if not isinstance(identifier, str) or not identifier:
+            raise RefusedError(400, '"identifier" is required')
+        value = payload.get("value")
+        if not isinstance(value, str) or not _VALUE.fullmatch(value) or Decimal(value) == 0:
+            raise RefusedError(400, '"payload.value" must be a positive decimal string')
+        known = self._identifiers.get(identifier)
+        if known is not None and (self.dedup_s is None or self.clock() - known["arrived_at"] < self.dedup_s):
+            raise DuplicateError(known)
+        self.customer(str(payload.get("customer_id")))
+        self._write("meter_event", {"wanted": wanted})
+        return self.events[-1]
+
+    def add_webhook(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Where events of ours are sent."""
+        self._write("webhook", {"wanted": wanted})
+        return self.webhooks[-1]
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    def meter(self, name: str) -> dict[str, Any]:
+        """By event name or id."""
+        for meter in self.meters.values():
+            if name in {meter["event_name"], meter["id"]}:
+                return meter
+        raise RefusedError(404, "Meter not found")
+
+    def customer(self, name: str) -> dict[str, Any]:
+        """By id or DID."""
+        customer_id = name if name in self._dids else self.customers.get(name)
+        if customer_id is None:
+            raise RefusedError(404, f"Customer {name} not found")
+        return {"id": customer_id, "did": self._dids[customer_id], "livemode": True, "metadata": {}}
+
+    def balance(self, customer: str, currency: str) -> tuple[int, int, int]:
+        """Granted, remaining, and the number of grants that are not used up."""
+        live = [grant for grant in self._usable(customer) if grant["currency_id"] == currency]
+        total = sum(
+            int(g["amount"]) for g in self.grants if g["customer_id"] == customer and g["currency_id"] == currency
+        )
+        return total, sum(int(grant["remaining_amount"]) for grant in live), len(live)
+
+    def pending(self, customer: str, currency: str) -> int:
+        """What could not be taken from grants."""
+        return sum(
+            int(event["credit_pending"])
+            for event in self._open.get(customer, ())
+            if self.meters[event["event_name"]]["currency_id"] == currency
+        )
+
+    def events_between(self, event_name: str, customer: str, start: int, end: int) -> list[dict[str, Any]]:
+        """Events of a customer by their own time, newest first."""
+        return [
+            event
+            for event in reversed(self.events)
+            if event["event_name"] == event_name
+            and event["payload"]["customer_id"] == customer
+            and start <= event["timestamp"] <= end
+        ]
+
+    # ---- the journal ------------------------------------------------------------------------------------------------
+
+    def _write(self, kind: str, entry: dict[str, Any]) -> None:
+        line = {"number": len(self.journal) + 1, "kind": kind, "at": self.clock(), **entry}
+        if self.file is not None:
+            self._out = self._out or self.file.open("ab")
+            self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._out.flush()  # with the kernel: a killed process loses nothing of it
+        self._apply(line)
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        self.journal.append(line)
+        getattr(self, f"_apply_{line['kind']}")(line)
+
+    def _apply_meter(self, line: dict[str, Any]) -> None:
+        number = len(self.meters) + 1
+        wanted, currency = line["wanted"], f"pc_{number}"
+        self.meters[wanted["event_name"]] = {
+            **wanted,
+            "id": f"mtr_{number}",
+            "status": "active",
+            "livemode": True,
+            "currency_id": currency,
+            "paymentCurrency": {"id": currency, "name": wanted["unit"], "symbol": wanted["unit"], "decimal": PLACES},
+        }
+
+    def _apply_meter_unit(self, line: dict[str, Any]) -> None:
+        meter = self.meters[line["event_name"]]
+        meter["unit"] = meter["paymentCurrency"]["name"] = meter["paymentCurrency"]["symbol"] = line["unit"]
+
+    def _apply_customer(self, line: dict[str, Any]) -> None:
+        customer = f"cus_{len(self.customers) + 1}"
+        self.customers[line["did"]] = customer
+        self._dids[customer] = line["did"]
+
+    def _apply_grant(self, line: dict[str, Any]) -> None:
+        wanted = line["wanted"]
+        amount = str(int(Decimal(wanted["amount"]).scaleb(PLACES)))
+        grant = {
+            "priority": 50,
+            "expires_at": 0,
+            **wanted,
+            "id": f"crdg_{len(self.grants) + 1}",
+            "amount": amount,
+            "remaining_amount": amount,
+            "status": "granted",
+            "livemode": True,
+        }
+        self.grants.append(grant)
+        for event in self._open.pop(grant["customer_id"], []):
+            self._consume(event)
+
+    def _apply_meter_event(self, line: dict[str, Any]) -> None:
+        wanted = line["wanted"]
+        value = int(Decimal(wanted["payload"]["value"]).scaleb(PLACES))
+        event = {
+            **wanted,
+            "id": f"mev_{len(self.events) + 1}",
+            "payload": {**wanted["payload"], "customer_id": self.customer(wanted["payload"]["customer_id"])["id"]},
+            "timestamp": wanted.get("timestamp", int(line["at"])),
+            "arrived_at": line["at"],
+            "livemode": True,
+            "attempt_count": 1,
+            "credit_consumed": "0",
+            "credit_pending": str(value),
+        }
+        self.events.append(event)
+        self._identifiers[event["identifier"]] = event
+        self._consume(event)
+
+    def _apply_webhook(self, line: dict[str, Any]) -> None:
+        self.webhooks.append({**line["wanted"], "id": f"we_{len(self.webhooks) + 1}", "livemode": True})
+
+    def _consume(self, event: dict[str, Any]) -> None:
+        currency = self.meters[event["event_name"]]["currency_id"]
+        for grant in self._usable(event["payload"]["customer_id"]):
+            owed, left = int(event["credit_pending"]), int(grant["remaining_amount"])
+            taken = min(owed, left) if grant["currency_id"] == currency else 0
+            if taken:
+                grant["remaining_amount"] = str(left - taken)
+                grant["status"] = "granted" if left > taken else "depleted"
+                event["credit_pending"] = str(owed - taken)
+                event["credit_consumed"] = str(int(event["credit_consumed"]) + taken)
+                self.transactions.append(
+                    {
+                        "id": f"ctx_{len(self.transactions) + 1}",
+                        "customer_id": grant["customer_id"],
+                        "credit_grant_id": grant["id"],
+                        "credit_amount": str(taken),
+                        "quantity": event["payload"]["value"],
+                        "remaining_balance": grant["remaining_amount"],
+                        "meter_event_name": event["event_name"],
+                    }
+                )
+        event["status"] = "completed" if event["credit_pending"] == "0" else "requires_action"
+        if event["credit_pending"] != "0":
+            self._open.setdefault(event["payload"]["customer_id"], []).append(event)
+
+    def _usable(self, customer: str) -> Iterator[dict[str, Any]]:
+        """Grants that have something left, in the order in which they are used."""
+        now = self.clock()
+        live = [
+            grant
+            for grant in self.grants
+            if grant["customer_id"] == customer
+            and grant["status"] == "granted"
+            and not 0 < grant["expires_at"] <= now
+            and int(grant["remaining_amount"]) > 0
+        ]
+        return iter(sorted(live, key=lambda grant: (grant["priority"], grant["expires_at"] or 1e18)))
