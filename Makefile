@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench docs lock env env-dev node-sdk
+.PHONY: run test check fmt bench docs lock model state-machine mutants env env-dev node-sdk
 
 run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
@@ -25,6 +25,19 @@ fmt: env-dev
 
 bench: env-dev
 	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+# Every interleaving of one call, and the shortest schedule that refutes each weaker protocol.
+model: env-dev
+	PYTHONPATH=tests $(BIN)/python -m model
+
+# 5,000 random histories of 50 steps on the real SQL; `make test` runs a few.
+state-machine: env-dev
+	STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q -o timeout=0 \
+		services/metering/tests/store/test_state_machine.py
+
+# Seeded bugs, each on a copy of the tree, and the test that catches each.
+mutants: env-dev
+	PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
 
 docs: env-dev
 	$(BIN)/python docs/generate.py

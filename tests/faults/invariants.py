@@ -11,7 +11,7 @@ Source: settle protocol, 5.2.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import asyncpg
@@ -28,7 +28,7 @@ from runtime.bus import Bus
 
 Row = asyncpg.Record
 
-_AUDIT = """
+AUDIT = """
 create schema audit;
 create table audit.ended (call_id uuid, state text, at timestamptz default now());
 create table audit.unbalanced (account text, held numeric, open_holds numeric, at timestamptz default now());
@@ -64,7 +64,7 @@ async def install_audit(hub: Hub) -> None:
     """Triggers that note each terminal transition, and each commit after which `held` is not the sum of open holds."""
     connection = await asyncpg.connect(hub.servers.credentials.dsn(ADMIN, hub.servers.ports.postgres))
     try:
-        await connection.execute(_AUDIT)
+        await connection.execute(AUDIT)
     finally:
         await connection.close()
 
@@ -93,12 +93,8 @@ async def at_rest(
     served: Sequence[Received],
     *,
     within_s: float = 20.0,
-    events: bool = True,
 ) -> Account:
-    """Wait until nothing of an account is open or under way, then read it from every side.
-
-    `events`: whether usage events are awaited too; a wiped bus has lost those that it had acknowledged.
-    """
+    """Wait until nothing of an account is open or under way, then read it from every side."""
 
     async def quiet() -> bool:
         return not await hub.value(
@@ -108,7 +104,9 @@ async def at_rest(
     async def announced() -> bool:
         behind = """select a.seq - coalesce(s.seq, 0) from metering.account a
                     left join metering.usage_sent s on s.account = a.id where a.id = $1"""
-        return not await hub.value(behind, account)
+        known = "select made_at from metering.usage_stream"  # a bus that was wiped has another stream
+        here = msgspec.json.decode(await operator.call(f"$JS.API.STREAM.INFO.{USAGE.name}", b"", 2.0))["created"]
+        return await hub.value(known) == here and not await hub.value(behind, account)
 
     await until(quiet, within_s=within_s, what=f"every call of {account} is terminal")
     await until(announced, within_s=45.0, what=f"every usage event of {account} is stored")
@@ -118,23 +116,22 @@ async def at_rest(
         row=(await hub.fetch("select * from metering.account where id = $1", account))[0],
         calls=calls,
         ledger=await hub.fetch("select * from metering.ledger where account = $1 order by acct_seq", account),
-        events=await _usage_events(operator, account) if events else [],
+        events=await _usage_events(operator, account),
         served=[received for received in served if received.call_id in ids],
         told=told,
     )
 
 
-async def check(hub: Hub, account: Account, *, unpaid: int = 0, events: bool = True) -> None:
+async def check(hub: Hub, account: Account, *, unpaid: int = 0) -> None:
     """Hold an account against I1 to I10.
 
     Args:
         unpaid: calls that the provider served to the end and nobody paid, because a part died in that window.
-        events: see `at_rest`.
     """
     await check_transitions(hub, account)
     check_books(account)
-    if events:
-        check_events(account)
+    check_prices(account)
+    check_events(account)
     check_clients(account)
     await check_provider(hub, account, unpaid)
 
@@ -168,12 +165,51 @@ def check_books(account: Account) -> None:
     assert all(call["credits"] == 0 for call in account.calls if call["state"] == "failed"), "I5: a failed call charged"
 
 
+def check_prices(account: Account) -> None:
+    """I8: what was charged and what was not is the usage at the frozen rates, and the usage is what was served."""
+    sent = {(received.call_id, received.finished): bytes(received.sent).decode() for received in account.served}
+    for call in account.calls:
+        cost = _cost(call)
+        if call["state"] == "success":
+            assert call["credits"] + call["overrun"] == cost, f"I8: {call['credits']} charged, {cost} used"
+            assert call["overrun"] == 0 or call["credits"] == call["hold"], "I8: overrun below the hold"
+        body = sent.get((str(call["id"]), True))
+        if body is not None and call["state"] == "success" and call["usage_source"] == "reported":
+            reported = _reported(body, stream=call["stream"])
+            if reported is not None:
+                assert (call["input_tokens"], call["output_tokens"]) == reported, "I6: other usage than was served"
+
+
+def _cost(call: Row) -> Decimal:
+    """Of a call's counted tokens, computed here: the two units that these tests use."""
+    if call["rates"] is None:
+        return Decimal(0)
+    rates = msgspec.json.decode(call["rates"])
+    tokens = {"input": call["input_tokens"] or 0, "output": call["output_tokens"] or 0}
+    exact = sum((Decimal(rates[unit]) * count for unit, count in tokens.items()), Decimal(rates.get("request", "0")))
+    return exact.quantize(Decimal("1E-10"), ROUND_HALF_UP)
+
+
+def _reported(body: str, *, stream: bool) -> tuple[int, int] | None:
+    """Tokens in and out, as the provider wrote them; None when it wrote none."""
+    texts = (
+        [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: {")] if stream else [body]
+    )
+    for text in reversed(texts):
+        usage = msgspec.json.decode(text).get("usage")
+        if usage:
+            return usage["prompt_tokens"], usage["completion_tokens"]
+    return None
+
+
 def check_events(account: Account) -> None:
     """I4 and I9."""
     assert len(account.events) == len({event.id for event in account.events}), "I4: an event stored twice"
     events = {event.data.call_id: (event.data.sequence, Decimal(event.data.credits)) for event in account.events}
     ledger = {str(entry["call_id"]): (entry["acct_seq"], entry["amount"]) for entry in account.ledger}
     assert events == ledger, f"I4: ledger {ledger}, usage events {events}"
+    settled = {str(call["id"]): call["credits"] for call in account.calls}
+    assert {call_id: amount for call_id, (_, amount) in ledger.items()} == settled, f"I4: settled {settled}"
     sequences = sorted(event.data.sequence for event in account.events)
     assert sequences == list(range(1, len(account.calls) + 1)), f"I9: {sequences}"
     assert all(event.sequence == f"{event.data.sequence:020d}" for event in account.events)
@@ -210,6 +246,8 @@ async def check_provider(hub: Hub, account: Account, unpaid: int) -> None:
     for call_id in charged:
         asked = {request_id for request_id in served if request_id[0] == call_id}
         assert asked <= recorded, f"I6: attempts {asked} of a charged call, recorded {recorded}"
+        last = states[call_id]["attempts"]
+        assert (call_id, last) in served, f"I6: attempt {last} is charged, and was never served"
     finished = {received.call_id for received in account.served if received.finished and received.chunks_sent}
     lost = {call_id for call_id in finished - charged if states[call_id]["state"] == "failed"}
     assert len(lost) <= unpaid, f"I6: served and not paid: {lost}"

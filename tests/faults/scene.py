@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Self
 
 import asyncpg
@@ -32,6 +34,7 @@ LEASE_S: Final = 3
 ACK_WAIT_S: Final = 2
 """Instead of 30 s: how soon another metering gets what one took and never acknowledged."""
 QUICK: Final = {"HUB_LEASE_S": str(LEASE_S), "HUB_STALE_PERIOD_S": "0.5", "HUB_DUTY_LEASE_S": "1"}
+CLOCK: Final = Path(__file__).parent / "clock"
 CLOSED_WITHIN_S: Final = LEASE_S + 10
 """A call whose router was killed is closed within its lease and ten seconds."""
 
@@ -92,10 +95,24 @@ class Scene:
         self._armed.add(name)
         await self.hub.start(name, fail=point)
 
+    async def start_armed(self, name: str, point: str) -> None:
+        """Start a process with a failpoint, which may kill it before it is ready."""
+        self._armed.add(name)
+        await self.hub.processes.start(name, {"HUB_FAIL": point})
+
     async def died(self, name: str) -> None:
         """Wait for a failpoint's kill."""
         assert await self.hub.gone(name) == -9
         self._armed.discard(name)
+
+    async def step_clock(self, name: str, step_s: int) -> None:
+        """Start a service again, one process of it, with a wall clock that is so far off; see `clock/`."""
+        running = [other for other in self.hub.processes.pids if other == name or other.startswith(f"{name}-")]
+        await self.hub.kill(*running)
+        self._armed.add(name)
+        path = os.pathsep.join(filter(None, (str(CLOCK), os.environ.get("PYTHONPATH"))))
+        await self.hub.processes.start(name, {"PYTHONPATH": path, "TEST_CLOCK_STEP_S": str(step_s)})
+        await self.hub.ready(name)
 
     async def mend(self) -> None:
         """Bring everything back as it was at first: all processes run, nothing is armed, slow or stopped."""
@@ -120,13 +137,13 @@ class Scene:
         self.payers.clear()
         self.provider.forget()
 
-    async def at_rest(self, payer: Payer, *, unpaid: int = 0, within_s: float = 20.0, events: bool = True) -> Account:
+    async def at_rest(self, payer: Payer, *, unpaid: int = 0, within_s: float = 20.0) -> Account:
         """Wait until an account is at rest and hold it against the invariants; see `invariants.check`."""
         account = await invariants.at_rest(
             self.hub, self.operator, payer.account, payer.journal, self.provider.journal,
-            within_s=within_s, events=events,
+            within_s=within_s,
         )  # fmt: skip
-        await invariants.check(self.hub, account, unpaid=unpaid, events=events)
+        await invariants.check(self.hub, account, unpaid=unpaid)
         return account
 
     async def still_serves(self, payer: Payer) -> None:

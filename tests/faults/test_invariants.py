@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from rig.provider import Received
 
 from contracts.cloudevent import UsageEvent, usage_event
 from contracts.events import UsageRecorded
@@ -18,7 +19,11 @@ COST = Decimal("0.017")
 
 
 def call(number: int, **other: Any) -> dict[str, Any]:
-    whole = {"id": f"c{number}", "request_id": f"r{number}", "state": "success", "credits": COST, "hold": COST * 2}
+    whole = {
+        "id": f"c{number}", "request_id": f"r{number}", "state": "success", "credits": COST, "hold": COST * 2,
+        "overrun": Decimal(0), "input_tokens": 7, "output_tokens": 5, "usage_source": "reported", "stream": False,
+        "rates": '{"input":"0.001","output":"0.002"}',
+    }  # fmt: skip
     return {**whole, **other}
 
 
@@ -75,6 +80,36 @@ def test_books_that_do_not_agree_are_seen(row: Mapping[str, Any], calls: Mapping
     bad = replace(good, row={**good.row, **row}, calls=[call(1, **calls), call(2)])
     with pytest.raises(AssertionError, match=invariant):
         invariants.check_books(bad)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"output_tokens": 6}, "I8: 0.017 charged, 0.0190000000 used"),
+        ({"credits": COST - 1, "overrun": Decimal(1)}, "I8: overrun below the hold"),
+        ({"rates": '{"input":"0.003","output":"0.002"}'}, "I8"),
+    ],
+)
+def test_charges_that_are_not_the_usage_at_its_rates_are_seen(wrong: Mapping[str, Any], words: str) -> None:
+    good = account()
+    invariants.check_prices(good)
+    with pytest.raises(AssertionError, match=words):
+        invariants.check_prices(replace(good, calls=[call(1, **wrong), call(2)]))
+
+
+def test_usage_that_the_provider_did_not_report_is_seen() -> None:
+    served = Received(1, "/", (("x-request-id", "c1:1"),), b"", finished=True)
+    served.sent += b'{"usage": {"prompt_tokens": 7, "completion_tokens": 5}}'
+    invariants.check_prices(account(served=[served]))
+    served.sent[:] = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
+    with pytest.raises(AssertionError, match="I6: other usage"):
+        invariants.check_prices(account(served=[served]))
+
+
+def test_a_settled_call_without_a_ledger_row_is_seen() -> None:
+    good = account()
+    with pytest.raises(AssertionError, match="I4: settled"):
+        invariants.check_events(replace(good, ledger=good.ledger[:1], events=good.events[:1]))
 
 
 def test_a_call_booked_twice_is_seen() -> None:

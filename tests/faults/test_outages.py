@@ -101,6 +101,7 @@ async def test_a_slow_server_makes_calls_slow_and_nothing_else(scene: Scene, pay
     await scene.at_rest(payer)
 
 
+@pytest.mark.crash(24)
 @pytest.mark.parametrize("name", SERVERS)
 async def test_calls_that_run_while_a_server_restarts_are_settled_once(scene: Scene, payer: Payer, name: str) -> None:
     reply = Reply(hold_at=3)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Hub:
             if counts.get(instance.service, 1) == 0:
                 continue
             program = services.program(instance, settings, env, servers.credentials, seen, self.owner_key)
-            self.processes.add(program)
+            self.processes.add(replace(program, env={**program.env, **_tree_under_test()}))
             self._order.append(instance.name)
             if instance.http_port is not None:
                 self.urls.append(f"http://127.0.0.1:{instance.http_port}")
@@ -206,6 +207,11 @@ async def started(
         await hub.close()
         raise
     return hub
+
+
+def _tree_under_test() -> dict[str, str]:
+    """Services take their packages from where the test's own process has them."""
+    return {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
 
 
 def _minimal_environment() -> dict[str, str]:

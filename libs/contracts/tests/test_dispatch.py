@@ -33,6 +33,7 @@ HEADERS = st.builds(
     include_usage=st.booleans(),
     more_parts=st.integers(0, 8),
     kept=st.booleans(),
+    ttl_ms=st.integers(0, 2**40),
 )
 
 

@@ -35,6 +35,14 @@ def test_armed_point_raises_after_so_many_passes_and_so_many_times() -> None:
             failpoints.hit("c.d")
 
 
+def test_point_with_a_text_acts_on_messages_that_have_it() -> None:
+    failpoints.hit_with("a.b", b"poison")
+    failpoints.arm("a.b:raise:with=poison")
+    failpoints.hit_with("a.b", b"wholesome")
+    with pytest.raises(ConnectionError, match=r"a\.b"):
+        failpoints.hit_with("a.b", b"some poison here")
+
+
 def test_point_of_probability_zero_never_acts() -> None:
     failpoints.arm("a.b:raise:p=0")
     for _ in range(1000):

@@ -31,7 +31,7 @@ class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """The form the client speaks and reads: `openai`."""
     stream: bool
     deadline_ms: int
-    """Unix milliseconds after which nobody waits for the answer."""
+    """Unix milliseconds, by the gateway's clock, after which nobody waits for the answer."""
     candidates: tuple[Candidate, ...]
     """In order of preference; rates frozen at admission."""
     hold: str
@@ -51,6 +51,8 @@ class DispatchHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     kept: bool = False
     """The frames go to the stream FRAMES too, so that others can join, replay and resume the answer: the call goes on
     when its client has left or its gateway is gone."""
+    ttl_ms: int = 0
+    """How long from the dispatch on somebody waits: two hosts' clocks need not agree. 0 = see `deadline_ms`."""
 
 
 class Cancel(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,7 +3,7 @@
 `HUB_FAIL` = comma-separated `point:action[:key=value…]`, e.g. `metering.after_commit:kill:after=3`.
 Actions: `kill` (SIGKILL to the own process), `stop` (SIGSTOP, until somebody continues it), `raise` (ConnectionError).
 Keys: `after=N` skips the first N hits; `times=N` acts at most N times (default 1, `raise` without bound);
-`p=0.01` acts with that probability.
+`p=0.01` acts with that probability; `with=TEXT` acts only where a message has this text (`hit_with`).
 """
 
 import asyncio
@@ -22,6 +22,7 @@ class _Point:
     after: int = 0
     times: int = 1
     p: float = 1.0
+    text: bytes = b""
 
 
 _points: dict[str, _Point] = {}
@@ -47,6 +48,8 @@ def arm(text: str) -> None:
                 point.times = int(value)
             elif key == "p":
                 point.p = float(value)
+            elif key == "with":
+                point.text = value.encode()
             else:
                 raise ValueError(f"HUB_FAIL: unknown option {key!r}")
         _points[name] = point
@@ -72,6 +75,16 @@ def hit(name: str) -> None:
     if point.action == "raise":
         raise ConnectionError(f"failpoint {name}")
     os.kill(os.getpid(), signal.SIGKILL if point.action == "kill" else signal.SIGSTOP)
+
+
+def hit_with(name: str, message: bytes) -> None:
+    """Pass a point with a message: it acts only on one that has the point's text.
+
+    Raises:
+        ConnectionError: the point is armed with `raise`.
+    """
+    if _points and (point := _points.get(name)) is not None and point.text in message:
+        hit(name)
 
 
 def hit_written(name: str) -> None:

@@ -16,6 +16,7 @@ from metering.leases import Leases, answering
 from metering.ledger import due
 from metering.ledger.notices import Notices
 from metering.payment_kit import adapter as payment_kit
+from metering.quarantine import Quarantine
 from metering.settings import Settings
 from metering.settle import Announcer
 from metering.sql.store import TurnResult, TurnStore, query_pool
@@ -67,12 +68,16 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
             turns.on_fact(subject, ack, payload)
 
         pull = StandingPull(bus, streams.SETTLE.stream, streams.SETTLE.durable, on_fact)
+        announcer = Announcer(bus, pull, store)
+        quarantine = Quarantine(announcer, usage)
         turns = Turns(
             store,
-            Announcer(bus, pull, store),
+            announcer,
             on_settled,
             usage.catch_up_soon,
             notices.refused,
+            quarantine.put,
+            settings.suspect_deliveries,
             settings.turn_max,
             settings.reserve_wait_s,
             settings.reserves_max,
@@ -85,6 +90,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         if payment is None:
             await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
         await stack.enter_async_context(background("notices", notices.run()))
+        await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases, notices.changed, payment)

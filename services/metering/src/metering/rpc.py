@@ -26,11 +26,9 @@ ME = q.SERVICE
 
 
 def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed, payment: Adapter | None) -> None:
-    """Add every method to a broker that has not started.
+    """Add every method to a broker that has not started; `changed` hears of accounts whose credit was changed by hand.
 
-    Args:
-        changed: hears of accounts whose credit was changed by hand.
-        payment: keeps the credit, where there is a Payment Kit; else the built-in ledger does.
+    Credit is kept by `payment` where there is a Payment Kit, else by the built-in ledger.
     """
     answer(broker, ME, q.CALL_GET, q.CallGet, q.CallView, partial(calls.get, pool))
     answer(broker, ME, q.CALL_LIST, q.CallList, q.CallPage, partial(calls.page, pool))

@@ -13,6 +13,9 @@ class Settings(PaymentKitSettings):
     lease_s: float = Field(30.0, gt=0, le=3600, description="Seconds that a call lives without its lease renewed.")
     idempotency_s: float = Field(86_400.0, gt=0, description="Seconds that an Idempotency-Key belongs to its call.")
     turn_max: int = Field(256, gt=0, le=2048, description="Most reserves, and most outcomes, of one transaction.")
+    suspect_deliveries: int = Field(
+        5, ge=2, description="An outcome delivered so often without an answer is settled by a process of its own."
+    )
     reserve_wait_s: float = Field(2.0, gt=0, description="Longest wait of a reserve before it is refused with 503.")
     grants_due_s: float = Field(
         5.0, gt=0, le=3600, description="Seconds between two looks for grants that begin or end; the longest delay."

@@ -36,7 +36,7 @@ class Unsettled:
     ack: bytes
     payload: bytes
     reason: str
-    """A word for metrics: `unreadable`, `bad_value`, `unknown_call` or `other_account`."""
+    """A word for metrics: `unreadable`, `bad_value`, `unknown_call`, `other_account` or `poison`."""
     detail: str = ""
     arrival: Arrival | None = None
     """The fact, if it could be read: whoever waits for it is told."""
@@ -101,6 +101,11 @@ class Announcer:
         if told:
             self._send(told)
 
+    def tell(self, gateway: str, router: str, call: SettledCall) -> None:
+        """One call to those who wait for it; a name may be empty."""
+        named = {("gateway", gateway): [call], (_ROUTER, router): [call]}
+        self._send({key: calls for key, calls in named.items() if key[1]})
+
     def ack(self, facts: Sequence[Arrival]) -> None:
         """Take facts off the stream: their effect is committed."""
         for arrival in facts:
@@ -108,7 +113,7 @@ class Announcer:
 
     def nak(self, ack: bytes) -> None:
         """Ask for a message again, later each time."""
-        quietly(self.pull.nak, ack, min(_NAK_DELAY_MAX_S, 0.25 * 2 ** min(_deliveries(ack), 10)))
+        quietly(self.pull.nak, ack, min(_NAK_DELAY_MAX_S, 0.25 * 2 ** min(deliveries(ack), 10)))
 
     async def park(self, messages: Sequence[Unsettled]) -> None:
         """Keep what cannot be settled, tell whoever waits for it, and take it off the stream."""
@@ -163,7 +168,7 @@ def _is_lost(entry: Standing) -> bool:
     return entry.state is None or entry.account != entry.arrival.fact.account
 
 
-def _deliveries(ack: bytes) -> int:
+def deliveries(ack: bytes) -> int:
     """How often a message has been delivered, from its ack subject (`$JS.ACK.…`, nine or twelve tokens)."""
     tokens = ack.split(b".")
     place = 4 if len(tokens) == 9 else 6  # noqa: PLR2004 - the two forms of the subject

@@ -24,7 +24,7 @@ from metering.events import read as read_fact
 from metering.fair import FairQueue
 from metering.reserve import Asked, ReserveRequest
 from metering.reserve import read as read_reserves
-from metering.settle import Announcer, Unsettled, lost, quietly, unsettled
+from metering.settle import Announcer, Unsettled, deliveries, lost, quietly, unsettled
 from metering.sql.store import Refusal, TurnResult, TurnStore
 from runtime import failpoints
 from runtime.postgres import UNKNOWN_OUTCOME
@@ -49,6 +49,9 @@ class Turns:
     """A turn may have settled calls of which we know nothing."""
     on_refused: Callable[[Sequence[Refusal]], None]
     """Told of reserves that were refused."""
+    suspect: Callable[[str, bytes, bytes], None]
+    """Takes a message that may have killed whoever took it before."""
+    suspect_deliveries: int
     turn_max: int
     wait_s: float
     """Reserves that wait longer are answered `unavailable`."""
@@ -68,6 +71,8 @@ class Turns:
     _done: list[tuple[TurnResult, list[Arrival]]] = field(default_factory=list)
     """Committed, and known to the gateways only."""
     _announcing: asyncio.TimerHandle | None = None
+    _troubled: bool = False
+    """A turn has failed here: that messages come again says nothing about them."""
     _draining: bool = False
     _ended: bool = False
 
@@ -94,6 +99,9 @@ class Turns:
         """A message of the settle consumer."""
         if self._ended:
             quietly(self.announcer.pull.nak, ack, 0.0)
+            return
+        if deliveries(ack) >= self.suspect_deliveries and not self._troubled:
+            self.suspect(subject, ack, payload)
             return
         try:
             fact = read_fact(subject, payload)
@@ -227,6 +235,7 @@ class Turns:
 
     def _failed(self, facts: Sequence[Arrival], asked: Sequence[Asked], error: Exception) -> None:
         """Nothing is known: facts come again later, reserves are refused."""
+        self._troubled = True
         metrics.TURNS_FAILED.labels(type(error).__name__).inc()
         report = _log.warning if isinstance(error, UNKNOWN_OUTCOME) else _log.error
         counts = {"facts": len(facts), "reserves": len(asked)}

@@ -3,6 +3,7 @@
 Per account the ledger's sequence is contiguous and becomes visible in order, so "sent up to" per account is all that
 has to be remembered. It moves over acknowledged events only and never over a gap; what several processes have
 acknowledged meets in the database. Events behind it are read from the books and published again, under the same id.
+An acknowledgement counts for the stream that gave it: when the bus has lost its store, "sent up to" goes back.
 """
 
 import asyncio
@@ -19,11 +20,12 @@ from contracts import subjects
 from contracts.cloudevent import CONTENT_TYPE, usage_event
 from contracts.events import UsageRecorded
 from contracts.subjects import CallKind
-from metering import metrics
+from metering import metrics, usage_stream
 from metering.pricing import as_texts
 from metering.sql.store import Settled, TurnResult
 from metering.stored import rates_of, usage_of
 from metering.times import iso_ms
+from runtime import failpoints
 from runtime.bus import Bus, header_block
 from runtime.postgres import UNKNOWN_OUTCOME, Pool
 
@@ -37,7 +39,7 @@ _ACK_WAIT_S: Final = 10.0
 _ACKED_MAX: Final = 200_000
 """Acknowledged events that wait for a gap before them; beyond it they are forgotten and read from the books again."""
 _PAGE: Final = 1000
-_FORWARD: Final = "select account, seq from metering.forward_usage_sent($1, $2, $3)"
+_FORWARD: Final = "select account, seq from metering.usage_stored($1, $2, $3, $4)"
 _BEHIND: Final = """
 select l.account, l.acct_seq, l.amount, c.*
 from (
@@ -71,6 +73,8 @@ class UsageEvents:
     _acked: dict[str, list[int]] = field(default_factory=dict)
     _stored: int = 0
     """Acknowledged since the last flush."""
+    _stream: str = ""
+    """Mark of the stream that we publish to; empty = not known."""
     _catch_up_at: float = 0.0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is under way."""
@@ -92,8 +96,7 @@ class UsageEvents:
 
     def reconnected(self) -> None:
         """PubAcks of the old connection come no more; awaiting them would keep their accounts from being caught up."""
-        self._under_way.clear()
-        self._settled.set()
+        self._forget_stream()
         self.catch_up_soon()
 
     async def run(self) -> None:
@@ -102,6 +105,8 @@ class UsageEvents:
         at_start = True
         while True:
             try:
+                if not self._stream or loop.time() >= self._catch_up_at:
+                    await self._look_at_stream()
                 await self.flush()
                 if loop.time() >= self._catch_up_at:
                     self._catch_up_at = loop.time() + (_CATCH_UP_SOON_S if at_start else _CATCH_UP_S)
@@ -130,13 +135,17 @@ class UsageEvents:
         self._stored = 0
         self._forget_unanswered()
         runs = [(account, *_first_run(sequences)) for account, sequences in self._acked.items()]
-        if not runs:
+        if not runs or not self._stream:
             return
+        failpoints.hit("metering.before_usage_sent")
         rows = await self.pool.fetch(
-            _FORWARD, [run[0] for run in runs], [run[1] for run in runs], [run[2] for run in runs]
+            _FORWARD, self._stream, [run[0] for run in runs], [run[1] for run in runs], [run[2] for run in runs]
         )
+        if not rows:
+            self._forget_stream()  # another process has found another stream
+            self.catch_up_soon()
         for account, sent in rows:
-            left = [sequence for sequence in self._acked.pop(account) if sequence > sent]
+            left = [sequence for sequence in self._acked.pop(account, ()) if sequence > sent]
             if left:
                 self._acked[account] = left
         if sum(map(len, self._acked.values())) > _ACKED_MAX:
@@ -162,6 +171,25 @@ class UsageEvents:
                 break
             await self.flush()
         return total
+
+    async def _look_at_stream(self) -> None:
+        """Acknowledgements of another stream than this one count no more.
+
+        Raises:
+            asyncpg.PostgresError, OSError, TimeoutError: nothing is known.
+        """
+        made_at = await usage_stream.recognised(self.bus, self.pool)
+        if made_at != self._stream:
+            if self._stream:
+                self._catch_up_at = 0.0
+            self._forget_stream()
+            self._stream = made_at
+
+    def _forget_stream(self) -> None:
+        self._stream = ""
+        self._acked.clear()
+        self._under_way.clear()
+        self._settled.set()
 
     async def _answered(self) -> bool:
         try:

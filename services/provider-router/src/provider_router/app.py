@@ -58,7 +58,7 @@ async def provider_router(settings: Settings, process: str) -> AsyncIterator[Non
             ),
             attempts_max=settings.attempts_max,
         )
-        intake = Intake(router, settings.router_calls_max, settings.lease_s)
+        intake = Intake(router, settings.router_calls_max, settings.lease_s, settings.unsettled_max)
         await stack.enter_async_context(background("sweep", outcomes.run()))
         await stack.enter_async_context(background("beat", intake.run()))
         await intake.start()

@@ -240,7 +240,11 @@ def _expect(answer: Response, content_type: str) -> None:
 
 def _deadlines(call: RunningCall, limits: Deadlines) -> Deadlines:
     """The configured deadlines, none of them beyond the call's own."""
-    left = call.header.deadline_ms / 1000 - time.time()
+    header = call.header
+    if header.ttl_ms:
+        left = header.ttl_ms / 1000 - (time.monotonic() - call.accepted_at)
+    else:  # a gateway of the last release
+        left = header.deadline_ms / 1000 - time.time()
     if left <= 0:
         raise HubError(ErrorCode.UPSTREAM_TIMEOUT, "The call's deadline had passed before a provider was asked.")
     if left >= limits.total_s:

@@ -48,18 +48,22 @@ class Intake:
     router: Router
     calls_max: int
     lease_s: float
+    unsettled_max: int
+    """More outcomes than that wait for the books: nothing new is taken until half of them are settled."""
     running: dict[str, RunningCall] = field(default_factory=dict)
     accepting: bool = True
     _parts: dict[str, _Parts] = field(default_factory=dict)
     _gateways_heard: dict[str, float] = field(default_factory=dict)
     _subscription: Subscription | None = None
+    _held_back: bool = False
+    """Out of the queue group because of outcomes that are not settled."""
 
     async def start(self) -> None:
         """Listen for cancellations and parts first, then join the queue group."""
         bus, process = self.router.bus, self.router.process
         await bus.listen(subjects.cancel(process), self._on_cancel)
         await bus.listen(subjects.inbox_parts(process), self._on_part)
-        self._subscription = await bus.listen(subjects.dispatch(), self._on_dispatch, queue="provider-router")
+        await self._join()
 
     async def leave(self) -> None:
         """Take no new call; those that run go on."""
@@ -77,9 +81,30 @@ class Intake:
             metrics.UNSETTLED.set(len(self.router.outcomes.open))
             self._beat()
             self._expire_parts()
+            await self._watch_unsettled()
             if time.monotonic() - renewed_at >= renew_every:
                 renewed_at = time.monotonic()
                 await self._renew(renew_every)
+
+    async def _join(self) -> None:
+        self._subscription = await self.router.bus.listen(
+            subjects.dispatch(), self._on_dispatch, queue="provider-router"
+        )
+
+    async def _watch_unsettled(self) -> None:
+        """While the bus or the books take no outcome, the next calls shall be refused before a provider is asked."""
+        unsettled = len(self.router.outcomes.open)
+        if not self.accepting:
+            return
+        if self._held_back and unsettled <= self.unsettled_max // 2:
+            _log.info("new calls are taken again", unsettled=unsettled)
+            self._held_back = False
+            await self._join()
+        elif self._subscription is not None and unsettled > self.unsettled_max:
+            _log.error("too many outcomes not settled: no new calls", unsettled=unsettled)
+            self._held_back = True
+            subscription, self._subscription = self._subscription, None
+            await subscription.unsubscribe()
 
     async def drain(self, within_s: float) -> None:
         """Wait for the running calls; those left after that end as failures with an outcome."""

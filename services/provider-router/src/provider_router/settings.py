@@ -115,6 +115,9 @@ class Settings(DatabaseSettings):
     upstream_idle_s: float = Field(30.0, gt=0, le=3600, description="Longest silence inside an answer.")
     attempts_max: int = Field(3, ge=1, le=20, description="Most providers tried for one call.")
     router_calls_max: int = Field(2000, ge=1, le=100_000, description="Calls that one router runs at once.")
+    unsettled_max: int = Field(
+        20_000, ge=1, le=10_000_000, description="Outcomes not settled yet above which a router takes no new call."
+    )
     data_dir: Path = Field(Path(".hub"), description="Folder for everything that is kept on disk.")
     spool_dir: Path | None = Field(None, description="Outcomes while the bus is away; default <data dir>/spool.")
 

@@ -91,6 +91,7 @@ def admit(
         include_usage=peek.include_usage,
         more_parts=max(0, -(-len(body) // dispatch.PART_BYTES) - 1),
         kept=context.resumable or context.idempotency_key is not None,
+        ttl_ms=int(settings.call_ttl_s * 1000),
     )
     return OpenCall(header, body, reserve, due=time.monotonic() + settings.accept_s * 2)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from metering.events import Arrival
 from metering.reserve import Asked
+from runtime import failpoints
 from runtime.postgres import Pool
 from runtime.postgres import pool as open_pool
 
@@ -107,6 +108,8 @@ class TurnStore:
                 was written.
             asyncpg.PostgresError, OSError, TimeoutError: nothing is known; everything may be given again.
         """
+        for arrival in facts:
+            failpoints.hit_with("metering.poison", arrival.payload)
         connection = await self._connection()
         try:
             await self._open_accounts(connection, asked)
