@@ -38,7 +38,7 @@ class Nats:
         """Streams, consumers and buckets as after a first start."""
         bus = await self.connect(permissions.PROVISIONER)
         js = bus.jetstream()
-        for stream in (streams.CALLS.name, f"KV_{streams.DUTY_LEASES.name}"):
+        for stream in (streams.CALLS.name, f"KV_{streams.DUTY_LEASES.name}", f"KV_{streams.DUTY_RUNS.name}"):
             await js.delete_stream(stream)
         await bus.close()
         await self.provision()

@@ -15,7 +15,7 @@ from contracts import dispatch, frames, subjects
 from contracts.cloudevent import CreditEvent, UsageEvent
 from contracts.events import CallCompleted, CallFailed, CallRequested
 from contracts.permissions import GATEWAY, JANITOR, METERING, OPERATOR, ROUTER
-from contracts.rpc import catalog, credit, identity, metering, what_if
+from contracts.rpc import catalog, credit, identity, metering, reconcile, what_if
 from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, CREDIT, FRAMES, USAGE
 
@@ -202,6 +202,27 @@ CHANNELS: Final = (
          "Stop or go on reporting to Payment Kit."),
     _rpc(METERING, metering.PAYMENT_RETRY, _PEOPLE, metering.PaymentRetry, metering.PaymentRetried,
          "Try parked reports again."),
+    # Metering's books, and its housekeeping.
+    _rpc(METERING, reconcile.RECONCILE_START, (JANITOR, OPERATOR), reconcile.ReconcileStart,
+         reconcile.ReconcileStarted, "Compare the books with each other and with the bus."),
+    _rpc(METERING, reconcile.RECONCILE_GET, (JANITOR, OPERATOR), reconcile.ReconcileGet, reconcile.ReconcileReport,
+         "What a comparison found."),
+    _rpc(METERING, reconcile.RECONCILE_REPAIR, _PEOPLE, reconcile.ReconcileRepair, reconcile.ReconcileRepaired,
+         "Repair a difference by added rows."),
+    _rpc(METERING, reconcile.RECONCILE_ACCEPT, _PEOPLE, reconcile.ReconcileAccept, Empty,
+         "Leave a difference as it is, with a reason."),
+    _rpc(METERING, reconcile.RECOMPUTE, _PEOPLE, reconcile.Recompute, reconcile.RecomputePage,
+         "Price settled calls again."),
+    _rpc(METERING, reconcile.PROVIDER_SUMS, _PEOPLE, reconcile.ProviderSums, reconcile.ProviderSumsReply,
+         "What a provider served on a day, for its bill."),
+    _rpc(METERING, reconcile.CLOSE_DAYS, (JANITOR, OPERATOR), reconcile.CloseDays, reconcile.CloseDaysReply,
+         "Write the digests of days that are over."),
+    _rpc(METERING, reconcile.MAKE_PARTITIONS, (JANITOR,), Empty, reconcile.PartitionsMade,
+         "Make the partitions of the months ahead."),
+    _rpc(METERING, reconcile.EXPIRE_CLAIMS, (JANITOR,), Empty, reconcile.ClaimsExpired,
+         "Drop Idempotency-Keys that have expired."),
+    _rpc(METERING, reconcile.PARKED_COUNT, (JANITOR, OPERATOR), Empty, reconcile.ParkedCount,
+         "Facts that could not be settled."),
     _rpc(ROUTER, catalog.SNAPSHOT, (GATEWAY, OPERATOR), catalog.SnapshotGet, catalog.Snapshot,
          "Providers and rates, all that admission needs."),
     _rpc(ROUTER, catalog.RATES_SET, _ADMINS, catalog.RatesSet, catalog.RateView, "A new rate version."),

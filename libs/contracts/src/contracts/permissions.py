@@ -117,6 +117,9 @@ USERS: Final[dict[str, Permissions]] = {
             f"{_JS}.CONSUMER.MSG.NEXT.{_CALLS}.{_SETTLE}",
             f"{_JS}.CONSUMER.INFO.{_CALLS}.{_SETTLE}",
             f"{_JS}.STREAM.INFO.{streams.USAGE.name}",
+            f"{_JS}.STREAM.INFO.{_CALLS}",
+            f"{_JS}.DIRECT.GET.{streams.USAGE.name}",
+            f"{_JS}.DIRECT.GET.{_CALLS}",
             f"$JS.ACK.{_CALLS}.>",
         ),
         subscribe=(_inbox(METERING), subjects.rpc(METERING, "*")),
@@ -127,11 +130,12 @@ USERS: Final[dict[str, Permissions]] = {
             subjects.rpc(ROUTER, catalog.RATES_CHECK),
             f"{subjects.CALLS_FAILED}.*",
             *_write_bucket(streams.DUTY_LEASES),
+            *_write_bucket(streams.DUTY_RUNS),
         ),
         subscribe=(_inbox(JANITOR),),
     ),
     OPERATOR: Permissions(
-        publish=(
+        publish=_unique(
             subjects.rpc("*", "*"),
             f"{_JS}.STREAM.INFO.*",
             f"{_JS}.STREAM.NAMES",
@@ -148,6 +152,7 @@ USERS: Final[dict[str, Permissions]] = {
             f"{_JS}.CONSUMER.MSG.NEXT.{streams.CREDIT.name}.>",
             f"$JS.ACK.{streams.CREDIT.name}.>",
             f"$JS.FC.{streams.CREDIT.name}.>",
+            *_read_bucket(streams.DUTY_RUNS),
         ),
         subscribe=(_inbox(OPERATOR), f"{subjects.USAGE_RECORDED}.*", f"{subjects.CREDIT}.*"),
     ),

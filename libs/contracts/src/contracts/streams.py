@@ -82,4 +82,6 @@ PROVIDER_HEALTH: Final = BucketSpec("hub_provider_health", ttl_s=600)
 """Cool-downs and circuit state, one key per provider and credential, shared by all routers."""
 DUTY_LEASES: Final = BucketSpec("hub_duty_leases", ttl_s=300)
 """Which janitor runs which duty."""
-BUCKETS: Final = (REVISIONS, PROVIDER_HEALTH, DUTY_LEASES)
+DUTY_RUNS: Final = BucketSpec("hub_duty_runs")
+"""When each duty ran last and what came of it: whoever takes it over makes up for what was missed."""
+BUCKETS: Final = (REVISIONS, PROVIDER_HEALTH, DUTY_LEASES, DUTY_RUNS)

@@ -1,4 +1,4 @@
-"""The table of duties, and the loop that keeps one of them."""
+"""The loop that keeps one duty: run when it is due, by one janitor at a time, missed runs made up."""
 
 import asyncio
 import random
@@ -13,12 +13,16 @@ from prometheus_client import Counter, Gauge
 
 from contracts.errors import HubError
 from janitor.leases import DutyLease
+from janitor.runs import Run, RunsLog
 
 _log = structlog.get_logger("schedule")
 _TICKS_PER_LEASE: Final = 4
+_RETRY_S: Final = 60.0
+_AWAY: Final = (HubError, NatsError, TimeoutError, OSError)
 
 _runs = Counter("hub_janitor_duty_runs_total", "Runs of a duty by this janitor.", ["duty", "result"])
 _holder = Gauge("hub_janitor_duty_holder", "1 while this janitor holds the duty's lease.", ["duty"])
+_last = Gauge("hub_janitor_duty_last_success_seconds", "Unix time of the duty's last success here.", ["duty"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +34,99 @@ class Duty:
     jitter: float
     """Share of the period by which a pause is shortened or lengthened, so that duties do not march in step."""
     lease_s: float
-    """A run that takes longer is cut off: another janitor may have taken over. Runs must be safe to repeat."""
-    run: Callable[[], Awaitable[object]]
+    """Renewed four times in its length, also while the duty runs; once it is lost, the run is cancelled."""
+    run: Callable[[], Awaitable[str]]
+    """Safe to repeat; returns what came of it, in a few words."""
+    limit_s: float = 0.0
+    """A run that takes longer is cut off; 0 = the lease."""
 
 
-async def keep(duty: Duty, lease: DutyLease) -> None:
+async def keep(duty: Duty, lease: DutyLease, log: RunsLog) -> None:
     """Run a duty for ever, whenever it is due and the lease is ours; lost connections are tried again.
 
-    The lease is renewed four times in its length also while nothing is due. A duty is due at once after it has been
-    taken over.
+    A duty that has been taken over is due when its period has passed since its last run, whoever ran it: at once, if
+    that was missed.
     """
-    due_at = 0.0
-    held = False
-    while True:
+    tick = duty.lease_s / _TICKS_PER_LEASE
+    claim = _Claim(duty, lease, log)
+    running: asyncio.Task[str] | None = None
+    try:
+        while True:
+            is_sure = await claim.renew()
+            if running is None and is_sure and time.monotonic() >= claim.due_at:
+                running = asyncio.create_task(_limited(duty), name=duty.name)
+            if running is None:
+                until_due = claim.due_at - time.monotonic()
+                await asyncio.sleep(min(tick, until_due) if claim.held and until_due > 0 else tick)
+                continue
+            if not claim.is_alive():
+                running.cancel()
+            await asyncio.wait([running], timeout=tick)
+            if running.done():
+                ended, running = running, None
+                if not ended.cancelled():
+                    claim.due_at = time.monotonic() + await _ended(duty, ended, log)
+    finally:
+        while running is not None and not running.done():
+            # Repeated: before Python 3.12 `wait_for` loses a cancellation that comes with its result.
+            running.cancel()
+            await asyncio.wait([running], timeout=1.0)
+
+
+@dataclass(slots=True)
+class _Claim:
+    """Whether a duty is ours, and when it is due."""
+
+    duty: Duty
+    lease: DutyLease
+    log: RunsLog
+    held: bool = False
+    due_at: float = 0.0
+    _sure_at: float = 0.0
+
+    async def renew(self) -> bool:
+        """Take or keep the lease; whether it is ours for certain."""
+        name = self.duty.name
         try:
-            held_before, held = held, await lease.hold()
-            _holder.labels(duty.name).set(held)
-            if held and not held_before:
-                _log.info("duty taken", duty=duty.name)
-                due_at = 0.0
-            if held and time.monotonic() >= due_at:
-                due_at = time.monotonic() + _spread(duty.period_s, duty.jitter)
-                async with asyncio.timeout(duty.lease_s):
-                    await duty.run()
-                _runs.labels(duty.name, "done").inc()
-        except (HubError, NatsError, TimeoutError, OSError) as error:
-            _runs.labels(duty.name, "failed").inc()
-            _log.warning("duty failed", duty=duty.name, error=type(error).__name__, detail=str(error)[:200])
-        tick = duty.lease_s / _TICKS_PER_LEASE
-        until_due = due_at - time.monotonic()
-        await asyncio.sleep(min(tick, until_due) if held and until_due > 0 else tick)
+            held_before, asked_at = self.held, time.monotonic()
+            self.held = await self.lease.hold()
+            self._sure_at = asked_at
+            _holder.labels(name).set(self.held)
+            if self.held and not held_before:
+                self.due_at = 0.0
+                _log.info("duty taken", duty=name)
+                self.due_at = time.monotonic() + await self.log.due_in_s(name, self.duty.period_s)
+        except _AWAY as error:
+            _log.warning("duty lease unknown", duty=name, error=type(error).__name__, detail=str(error)[:200])
+            return False
+        return self.held
+
+    def is_alive(self) -> bool:
+        """Whether nobody else can have taken the duty over."""
+        return self.held and time.monotonic() - self._sure_at < self.duty.lease_s
+
+
+async def _limited(duty: Duty) -> str:
+    async with asyncio.timeout(duty.limit_s or duty.lease_s):
+        return await duty.run()
+
+
+async def _ended(duty: Duty, task: "asyncio.Task[str]", log: RunsLog) -> float:
+    """Note what came of a run; returns the seconds until the next. A bug in a duty is raised."""
+    try:
+        result, is_done = task.result(), True
+    except _AWAY as error:
+        result, is_done = f"{type(error).__name__}: {error}"[:300], False
+        _log.warning("duty failed", duty=duty.name, error=type(error).__name__, detail=str(error)[:200])
+    _runs.labels(duty.name, "done" if is_done else "failed").inc()
+    if is_done:
+        _last.labels(duty.name).set_to_current_time()
+    pause_s = _spread(duty.period_s, duty.jitter) if is_done else min(duty.period_s, _RETRY_S)
+    try:
+        await log.note(duty.name, Run.now(result, is_done, pause_s))
+    except (NatsError, TimeoutError, OSError) as error:
+        _log.warning("duty run not noted", duty=duty.name, error=type(error).__name__)
+    return pause_s
 
 
 def _spread(period_s: float, jitter: float) -> float:

@@ -20,3 +20,8 @@ class Settings(ServiceSettings):
     duty_lease_s: float = Field(
         4.0, ge=0.5, le=60, description="Seconds of silence after which another janitor takes over a duty."
     )
+    claims_period_s: float = Field(3600.0, ge=1, description="Seconds between two clearings of expired keys.")
+    partitions_period_s: float = Field(43_200.0, ge=1, description="Seconds between two looks for missing partitions.")
+    reconcile_period_s: float = Field(3600.0, ge=1, description="Seconds between two comparisons of the books.")
+    closing_period_s: float = Field(3600.0, ge=1, description="Seconds between two looks for days to close.")
+    parked_period_s: float = Field(300.0, ge=1, description="Seconds between two looks for parked facts.")

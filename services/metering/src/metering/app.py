@@ -7,16 +7,19 @@ from datetime import timedelta
 
 import asyncpg
 import structlog
+from faststream.nats import NatsBroker
 from nats.errors import Error as NatsError
 
 from contracts import streams, subjects
 from contracts.rpc import metering as questions
-from metering import rpc, upkeep
+from metering import rpc
 from metering.leases import Leases, answering
 from metering.ledger import due
 from metering.ledger.notices import Notices
 from metering.payment_kit import adapter as payment_kit
 from metering.quarantine import Quarantine
+from metering.reconcile.runs import Runs
+from metering.reconcile.stream import BusView
 from metering.settings import Settings
 from metering.settle import Announcer
 from metering.sql.store import TurnResult, TurnStore, query_pool
@@ -86,18 +89,17 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
-        await stack.enter_async_context(background("upkeep", upkeep.run(pool)))
         if payment is None:
             await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
         await stack.enter_async_context(background("notices", notices.run()))
         await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
+        runs = Runs(dsn, pool, BusView(bus, f"{inbox}.stored"))
+        stack.push_async_callback(runs.stop)
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases, notices.changed, payment)
-        connection = await broker.connect()
-        stack.push_async_callback(broker.stop)
-        await broker.start()
-        await connection.flush()  # from here on the server knows of every subscription
+        rpc.serve_books(broker, pool, runs, usage)
+        await stack.enter_async_context(_started(broker))
         await stack.enter_async_context(_listening(bus, turns, leases))
         await pull.start(inbox)
         stack.callback(pull.stop)
@@ -107,6 +109,18 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
 
         await stack.enter_async_context(ops_port(settings.ops_host, settings.ops_port, ready))
         yield
+
+
+@asynccontextmanager
+async def _started(broker: NatsBroker) -> AsyncIterator[None]:
+    """Everything that can be asked; entered once the server knows of every subscription."""
+    connection = await broker.connect()
+    try:
+        await broker.start()
+        await connection.flush()
+        yield
+    finally:
+        await broker.stop()
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Facts in: messages of CALLS → facts ready to settle, or the reason why one cannot be read."""
 
 from decimal import Decimal
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -48,6 +48,16 @@ class Fact(msgspec.Struct, frozen=True, eq=False, gc=False):
     gateway: str
     router: str
     row: FactRow
+
+    @property
+    def epoch(self) -> Any:
+        """Of whoever reports it."""
+        return self.row[1]
+
+    @property
+    def cost(self) -> Any:
+        """Usage by rates, whatever the hold: a Decimal, ten places."""
+        return self.row[4]
 
 
 class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -23,3 +23,4 @@ USAGE_STORED: Final = Counter("hub_metering_usage_events_total", "Usage events s
 USAGE_CAUGHT_UP: Final = Counter("hub_metering_usage_events_repeated_total", "Usage events published again.")
 GRANTS: Final = Counter("hub_metering_grants_total", "Grants begun and ended because their time had come.", ["what"])
 NOTICES: Final = Counter("hub_metering_credit_notices_total", "Notices about balances stored on the bus.", ["level"])
+DIFFERENCES: Final = Gauge("hub_reconcile_differences", "Differences that the last comparison of the books found.")

@@ -10,13 +10,21 @@ from pydantic import BaseModel
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import credit as c
 from contracts.rpc import metering as q
+from contracts.rpc import reconcile as r
+from contracts.rpc.envelope import Empty
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
-from metering import accounts, calls
+from metering import accounts, calls, upkeep
 from metering.leases import Leases
 from metering.ledger import changes, due, statements, views
 from metering.ledger.due import Changed
 from metering.payment_kit import off
 from metering.payment_kit.adapter import Adapter
+from metering.reconcile import recompute, reports
+from metering.reconcile.closings import close_days
+from metering.reconcile.repairs import repair
+from metering.reconcile.runs import Runs
+from metering.reconcile.session import connected
+from metering.usage_events import UsageEvents
 from metering.what_if import what_if
 from runtime.postgres import Pool
 from runtime.rpc import answer
@@ -102,3 +110,30 @@ def _telling(
 
 async def _elsewhere(_request: BaseModel) -> c.CreditChanged:
     raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps the credit of this hub's accounts; change it there.")
+
+
+def serve_books(broker: NatsBroker, pool: Pool, runs: Runs, usage: UsageEvents) -> None:
+    """Add every method about the books as a whole, and the housekeeping that duties ask for."""
+    dsn = runs.dsn
+
+    async def closed(request: r.CloseDays) -> r.CloseDaysReply:
+        async with connected(dsn) as connection:
+            return await close_days(connection, request)
+
+    answer(broker, ME, r.RECONCILE_START, r.ReconcileStart, r.ReconcileStarted, runs.start)
+    answer(broker, ME, r.RECONCILE_GET, r.ReconcileGet, r.ReconcileReport, partial(reports.get, pool))
+    answer(
+        broker,
+        ME,
+        r.RECONCILE_REPAIR,
+        r.ReconcileRepair,
+        r.ReconcileRepaired,
+        partial(repair, dsn, usage.publish_again),
+    )
+    answer(broker, ME, r.RECONCILE_ACCEPT, r.ReconcileAccept, Empty, partial(reports.accept, pool))
+    answer(broker, ME, r.RECOMPUTE, r.Recompute, r.RecomputePage, partial(recompute.recompute, dsn))
+    answer(broker, ME, r.PROVIDER_SUMS, r.ProviderSums, r.ProviderSumsReply, partial(recompute.provider_sums, dsn))
+    answer(broker, ME, r.CLOSE_DAYS, r.CloseDays, r.CloseDaysReply, closed)
+    answer(broker, ME, r.MAKE_PARTITIONS, Empty, r.PartitionsMade, partial(upkeep.make_partitions, pool))
+    answer(broker, ME, r.EXPIRE_CLAIMS, Empty, r.ClaimsExpired, partial(upkeep.expire_claims, pool))
+    answer(broker, ME, r.PARKED_COUNT, Empty, r.ParkedCount, partial(reports.parked_count, pool))

@@ -1,48 +1,56 @@
-"""What the schema needs from time to time: partitions of the months ahead, expired claims gone."""
+"""What the schema needs from time to time, when a duty asks for it: partitions ahead, expired claims gone."""
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Final
 
 import asyncpg
 import structlog
 
-from runtime.postgres import UNKNOWN_OUTCOME, Pool
+from contracts.errors import ErrorCode, HubError
+from contracts.rpc.envelope import Empty
+from contracts.rpc.reconcile import ClaimsExpired, PartitionsMade
+from runtime.postgres import Pool
 
 MONTHS_AHEAD: Final = 3
-_EVERY_S: Final = 86_400.0
-_RETRY_S: Final = 30.0
+_CLAIMS: Final = 10_000
+_CLAIMS_MAX: Final = 500_000
+"""Most claims of one question: the rest is dropped at the next."""
 _EXPIRED: Final = (
-    "delete from metering.idempotency where digest = any (array("
-    "select digest from metering.idempotency where expires_at < now() order by expires_at limit 10000"
-    " for update skip locked))"
+    "with gone as (delete from metering.idempotency where digest = any (array("
+    "select digest from metering.idempotency where expires_at < now() order by expires_at limit $1"
+    " for update skip locked)) returning 1) select count(*) from gone"
 )
 _log = structlog.get_logger("upkeep")
 
 
-async def run(pool: Pool) -> None:
-    """At start and daily, until cancelled."""
-    while True:
-        try:
-            await once(pool)
-        except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
-            _log.warning("upkeep failed", error=type(error).__name__, detail=str(error)[:200])
-            await asyncio.sleep(_RETRY_S)
-            continue
-        await asyncio.sleep(_EVERY_S)
-
-
-async def once(pool: Pool) -> None:
-    """Make missing partitions, drop expired claims.
+async def make_partitions(pool: Pool, _request: Empty) -> PartitionsMade:
+    """Make the partitions of this month and the next ones, where they are missing.
 
     Raises:
+        HubError: `service_unavailable`, when the tables were too busy to be locked for a moment.
         asyncpg.PostgresError, OSError, TimeoutError: repeat it later; nothing is half done.
     """
-    made = await pool.fetchval("select metering.make_partitions($1, $2)", datetime.now(UTC).date(), MONTHS_AHEAD)
-    made += await pool.fetchval(
-        "select metering.make_outbox_partitions($1, $2)", datetime.now(UTC).date(), MONTHS_AHEAD
-    )
+    today = datetime.now(UTC).date()
+    try:
+        made = await pool.fetchval("select metering.make_partitions($1, $2)", today, MONTHS_AHEAD)
+        made += await pool.fetchval("select metering.make_outbox_partitions($1, $2)", today, MONTHS_AHEAD)
+    except asyncpg.LockNotAvailableError as error:
+        raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "The tables are busy; ask again.") from error
     if made:
         _log.info("partitions made", partitions=made)
-    while await pool.execute(_EXPIRED) == "DELETE 10000":
-        _log.info("expired idempotency claims dropped", claims=10_000)
+    return PartitionsMade(partitions=tuple(made))
+
+
+async def expire_claims(pool: Pool, _request: Empty) -> ClaimsExpired:
+    """Drop Idempotency-Keys that have expired, some at a time.
+
+    Raises:
+        asyncpg.PostgresError, OSError, TimeoutError: repeat it later.
+    """
+    total = 0
+    while total < _CLAIMS_MAX:
+        gone: int = await pool.fetchval(_EXPIRED, _CLAIMS)
+        total += gone
+        if gone < _CLAIMS:
+            break
+    return ClaimsExpired(claims=total)

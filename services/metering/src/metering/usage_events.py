@@ -57,6 +57,10 @@ join metering.model_call c on c.id = l.call_id
 order by l.account, l.acct_seq
 limit $1
 """
+_ONE: Final = (
+    "select l.account, l.acct_seq, l.amount, c.* from metering.ledger l"
+    " join metering.model_call c on c.id = l.call_id where l.call_id = $1"
+)
 
 
 @dataclass(slots=True)
@@ -190,6 +194,36 @@ class UsageEvents:
         self._acked.clear()
         self._under_way.clear()
         self._settled.set()
+
+    async def publish_again(self, call_id: str) -> bool:
+        """Publish the event of one settled call again, under its constant id.
+
+        Returns:
+            Whether the stream has stored it now. Within its window of known ids it takes none twice.
+
+        Raises:
+            nats.errors.Error: the bus is away.
+            asyncpg.PostgresError, OSError, TimeoutError: the books could not be read.
+        """
+        row = await self.pool.fetchrow(_ONE, call_id)
+        if row is None:
+            return False
+        event = usage_event(_from_books(row))
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def on_reply(payload: bytes | None, _headers: bytes | None) -> None:
+            if not answered.done():
+                answered.set_result(payload or b'"error"')
+
+        self.bus.ask(
+            subjects.usage_recorded(_kind(event.data.kind)),
+            _ENCODE(event),
+            on_reply,
+            _ACK_WAIT_S,
+            header_block(Nats_Msg_Id=event.id, Content_Type=CONTENT_TYPE),
+        )
+        ack = await answered
+        return b'"error"' not in ack and b'"duplicate"' not in ack
 
     async def _answered(self) -> bool:
         try:

@@ -8,8 +8,9 @@ import pytest
 from rig.fixtures import Database
 
 from contracts.ids import new_call_id
+from contracts.rpc.envelope import Empty
 from metering.sql.store import TURN_SETTINGS, query_pool
-from metering.upkeep import once
+from metering.upkeep import expire_claims, make_partitions
 
 Connection = asyncpg.Connection
 
@@ -58,11 +59,12 @@ async def test_partitions_are_made_ahead_and_take_in_what_came_too_early(books: 
     pool = await query_pool(database.dsns["metering"], 1)
     made = await pool.fetchval("select metering.make_partitions($1, 2)", date(2031, 5, 20))
     again = await pool.fetchval("select metering.make_partitions($1, 2)", date(2031, 5, 1))
-    await once(pool)
+    months_ahead = await make_partitions(pool, Empty())
     pool.terminate()
 
     assert len(made) == 6
     assert again == []
+    assert months_ahead.partitions == (), "the migration has made them"
     assert await books.fetchval(where, later) == "metering.ledger_2031_05"
     assert await books.fetchval("select amount from metering.ledger where call_id = $1", later) == Decimal(2)
 
@@ -72,8 +74,9 @@ async def test_expired_claims_are_dropped(books: Connection, database: Database)
     await books.execute(insert, "old", -1.0)
     await books.execute(insert, "new", 60.0)
     pool = await query_pool(database.dsns["metering"], 1)
-    await once(pool)
+    dropped = await expire_claims(pool, Empty())
     pool.terminate()
+    assert dropped.claims == 1
     assert [row["digest"] for row in await books.fetch("select digest from metering.idempotency")] == ["new"]
 
 

@@ -9,6 +9,8 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "up": ("up:up", "Run NATS, PostgreSQL and all services here until Ctrl-C."),
         "status": ("status:status", "Show processes, addresses, queue lag and versions."),
         "chat": ("chat:chat", "Ask a model and print its answer as it comes."),
+        "reconcile": ("reconcile:reconcile", "Compare the books with each other, the bus, closed days or a bill."),
+        "recompute": ("reconcile:recompute", "Price the calls of a period again, as a dry run or as adjustments."),
         "migrate": ("maintenance:migrate", "Apply the migrations of all services."),
         "provision": ("maintenance:provision", "Make streams, consumers and buckets."),
     },

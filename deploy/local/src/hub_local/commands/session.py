@@ -79,8 +79,8 @@ async def first_owner() -> str:
     return owners[-1]  # the list has the newest first
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command to its end; what it cannot do is said in one line, with exit code 1."""
+def run(work: Coroutine[Any, Any, T], failure: int = 1) -> T:
+    """Run a command to its end; what it cannot do is said in one line, with exit code `failure`."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -99,4 +99,4 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     sys.stderr.write(f"hub: {problem}\n")
-    raise SystemExit(1)
+    raise SystemExit(failure)

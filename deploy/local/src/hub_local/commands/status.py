@@ -1,4 +1,4 @@
-"""`hub status`: what runs, where, and how far metering is behind."""
+"""`hub status`: what runs, where, how far metering is behind, and what the duties did."""
 
 import json
 from dataclasses import asdict
@@ -37,6 +37,14 @@ def status(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
         [(p["name"], p["pid"] or "-", p["ready"], p["restarts"]) for p in document["processes"]],
     )
     print()
+    show.table(
+        ("duty", "last run", "result", "", "next run", "by"),
+        [
+            (each["duty"], each["ended_at"], each["result"], each["detail"], each["next_at"], each["holder"])
+            for each in document["duties"]
+        ],
+    )
+    print()
     show.record(
         {
             "waiting to settle": document["queues"]["metering-settle"]["pending"],
@@ -52,6 +60,7 @@ async def _collect() -> dict[str, Any]:
     for row in document["processes"]:
         row["ready"] = await _is_ready(hub, row["name"])
     document["queues"] = {streams.SETTLE.durable: await _lag()}
+    document["duties"] = await _duties()
     document["versions"] = await _versions(hub)
     return document
 
@@ -63,6 +72,17 @@ async def _is_ready(hub: state.HubState, name: str) -> bool:
         return await http_status(_port(hub.nats_monitor_url), "/healthz?js-enabled-only=true") == _HTTP_OK
     path = demo_payment_kit.READY_PATH if name == demo_payment_kit.NAME else "/readyz"
     return await http_status(_port(hub.ops[name]), path) == _HTTP_OK
+
+
+async def _duties() -> list[dict[str, str]]:
+    """The last run of each duty (`contracts.duties.DutyRun`), by name; empty while the bus is away."""
+    try:
+        async with connected() as bus:
+            bucket = await bus.jetstream(timeout=2).key_value(streams.DUTY_RUNS.name)
+            entries = [await bucket.get(name) for name in sorted(await bucket.keys())]
+    except (nats.errors.Error, OSError, TimeoutError):
+        return []
+    return [{"duty": entry.key, **json.loads(entry.value or b"{}")} for entry in entries]
 
 
 async def _lag() -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from runtime import rpc
 from runtime.bus import Bus
 
 NAME: Final = "rate-check"
-LEASE_S: Final = 60.0
+LIMIT_S: Final = 60.0
 """Reading the prices takes a second, adding a thousand versions another."""
 _ASK_TIMEOUT_S: Final = 50.0
 _SHOWN: Final = 5

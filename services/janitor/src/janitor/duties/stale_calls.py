@@ -38,7 +38,7 @@ _oldest = Gauge("hub_oldest_open_call_age_seconds", "Age of the oldest call that
 
 async def close_stale_calls(
     bus: Bus, js: JetStreamContext, tracing: Tracing, lease_s: float, now: Callable[[], str]
-) -> None:
+) -> str:
     """Ask metering which calls are stale, and publish `CallFailed` for each; returns when all are stored.
 
     Raises:
@@ -52,7 +52,7 @@ async def close_stale_calls(
     _oldest.set(_age_s(reply.oldest_open_at, now()))
     stale = [call for call in reply.calls if _has_known_kind(call)]
     if not stale:
-        return
+        return "0 closed"
     ended = await asyncio.gather(
         *(_traced(js, tracing, call, lease_s, now()) for call in stale), return_exceptions=True
     )
@@ -60,6 +60,7 @@ async def close_stale_calls(
     _log.info("stale calls closed", calls=len(stale) - len(failures), not_stored=len(failures))
     if failures:
         raise failures[0]
+    return f"{len(stale)} closed"
 
 
 async def _traced(js: JetStreamContext, tracing: Tracing, call: metering.StaleCall, lease_s: float, at: str) -> None:

@@ -101,11 +101,16 @@ begin
 
     if cardinality(asked) > 0 then
         if has_digests then
-            select array_agg(r.ord), array_agg((r.ord, 'key_taken', r.other)::metering.refusal) into taken, refused
+            -- A key is its call's until that has failed: then nothing was charged, and whoever comes next calls anew.
+            select array_agg(r.ord), array_agg((r.ord, r.status, r.other)::metering.refusal) into taken, refused
             from (
-                select a.ordinality::int as ord, k.call_id as other
-                from unnest(asked) with ordinality a join metering.idempotency k on k.digest = a.digest
-                where k.expires_at > now() and k.call_id <> a.call_id
+                select a.ordinality::int as ord, k.call_id as other,
+                    case when k.body = '' or substr(a.digest, 65) in ('', k.body) then 'key_taken' else 'key_reused' end
+                        as status
+                from unnest(asked) with ordinality a
+                    join metering.idempotency k on k.digest = left(a.digest, 64)
+                    left join metering.model_call c on c.id = k.call_id
+                where k.expires_at > now() and k.call_id <> a.call_id and c.state is distinct from 'failed'
             ) r;
             taken := coalesce(taken, '{}');
         end if;
@@ -165,11 +170,12 @@ begin
         end if;
 
         if has_digests then
-            insert into metering.idempotency (digest, call_id, expires_at)
-            select a.digest, a.call_id, now() + claim from unnest(asked) a
+            insert into metering.idempotency (digest, call_id, body, expires_at)
+            select left(a.digest, 64), a.call_id, substr(a.digest, 65), now() + claim from unnest(asked) a
             where a.digest is not null and a.call_id = any (reserved)
             order by a.digest
-            on conflict (digest) do update set call_id = excluded.call_id, expires_at = excluded.expires_at;
+            on conflict (digest) do update
+                set call_id = excluded.call_id, body = excluded.body, expires_at = excluded.expires_at;
         end if;
 
         if oldest_ms < now_ms - 10000 or newest_ms > now_ms + 10000 then

@@ -1,0 +1,1 @@
+"""Do the books agree with each other, with the bus and with what was closed; and what repairs them."""

@@ -1,0 +1,238 @@
+"""Repairs: each adds rows and edits none, under the lock of its account, with the amounts as they are by then.
+
+An account's totals are moved by an adjustment in the same transaction, as a grant moves `granted`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from nats.errors import Error as NatsError
+
+from contracts.errors import ErrorCode, HubError
+from contracts.money import ZERO
+from contracts.rpc.reconcile import ReconcileRepair, ReconcileRepaired
+from metering.pricing import PricingError
+from metering.reconcile.charges import priced
+from metering.reconcile.check import Connection, text
+from metering.reconcile.session import connected
+
+_DIFFERENCE: Final = (
+    "select d.* from metering.difference d join metering.reconciliation r on r.id = d.run_id where d.id = $1"
+    " order by r.started_at desc limit 1"
+)
+_LOCK_ACCOUNT: Final = "select * from metering.account where id = $1 for no key update"
+_ADJUST: Final = (
+    "insert into metering.adjustment (account, call_id, target, amount, difference, reason, made_by)"
+    " values ($1, $2, $3, $4, $5, $6, $7)"
+)
+_HOLDS: Final = """
+select coalesce(sum(c.hold), 0) from metering.model_call c
+where c.account = $1 and c.state = 'processing' and (
+    c.id >= metering.id_bound(to_timestamp((select m.below_ms / 1000.0 from metering.open_mark m)))
+    or c.id in (select s.call_id from metering.skewed_call s))
+"""
+_BOOKED: Final = """
+select coalesce((select sum(l.amount) from metering.ledger l where l.account = $1), 0)
+    + coalesce((select sum(j.amount) from metering.adjustment j
+        where j.account = $1 and j.target in ('charge', 'ledger')), 0)
+"""
+_SIDES: Final = """
+select c.*, c.credits + coalesce(j.call, 0) as charged, l.amount + coalesce(j.ledger, 0) as booked
+from metering.model_call c left join metering.ledger l on l.call_id = c.id
+    left join lateral (
+        select sum(a.amount) filter (where a.target in ('charge', 'call')) as call,
+            sum(a.amount) filter (where a.target in ('charge', 'ledger')) as ledger
+        from metering.adjustment a where a.call_id = c.id
+    ) j on true
+where c.id = $1
+"""
+_UNBOOKED: Final = """
+select c.id, c.credits, c.settled_at from metering.model_call c
+where c.account = $1 and c.state <> 'processing'
+    and not exists (select 1 from metering.ledger l where l.call_id = c.id)
+order by c.settled_at, c.id
+"""
+_FREE: Final = """
+select s.number from generate_series(1, $2::bigint) s(number)
+where not exists (select 1 from metering.ledger l where l.account = $1 and l.acct_seq = s.number) order by 1
+"""
+_SAID: Final = (
+    "select d.found from metering.difference d join metering.reconciliation r on r.id = d.run_id"
+    " where d.call_id = $1 and d.account = $2 and d.name = 'event_orphan' order by r.started_at desc limit 1"
+)
+_BOOK: Final = "insert into metering.ledger (call_id, account, acct_seq, amount, at) values ($1, $2, $3, $4, $5)"
+_ORPHAN: Final = """
+select l.account, l.amount + coalesce((select sum(a.amount) from metering.adjustment a
+    where a.call_id = l.call_id and a.target in ('charge', 'ledger')), 0) as counts
+from metering.ledger l left join metering.model_call c on c.id = l.call_id
+where l.call_id = $1 and (c.id is null or c.state = 'processing')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why an adjustment is made, and by whom."""
+
+    difference: str
+    reason: str
+    made_by: str
+
+
+Again = Callable[[str], Awaitable[bool]]
+"""Publish the usage event of a call again; whether the stream has stored it."""
+
+
+async def repair(dsn: str, publish_again: Again, request: ReconcileRepair) -> ReconcileRepaired:
+    """Repair one difference that a run has found.
+
+    Raises:
+        HubError: `not_found`; `conflict` when it is gone meanwhile, or is none that rows can repair.
+    """
+    _check_words(request.difference_id, request.reason, request.repaired_by)
+    note = Note(request.difference_id, request.reason, request.repaired_by)
+    async with connected(dsn) as connection:
+        row = await connection.fetchrow(_DIFFERENCE, request.difference_id)
+        if row is None:
+            raise HubError(ErrorCode.NOT_FOUND, "No comparison has found this difference.", param="difference_id")
+        if row["name"] == "event_missing":
+            return ReconcileRepaired(done=await _republish(publish_again, str(row["call_id"])))
+        async with connection.transaction():
+            return ReconcileRepaired(done=await _repaired(connection, row, note))
+
+
+async def _republish(publish_again: Again, call_id: str) -> str:
+    try:
+        stored = await publish_again(call_id)
+    except NatsError as error:
+        raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "The bus is away; try again.") from error
+    if not stored:
+        raise HubError(
+            ErrorCode.SERVICE_UNAVAILABLE, "The stream did not take the event, or knows its id still; try again later."
+        )
+    return f"usage event of call {call_id} published again"
+
+
+async def _repaired(connection: Connection, row: asyncpg.Record, note: Note) -> str:
+    name, account, call_id = row["name"], row["account"], row["call_id"]
+    locked = await connection.fetchrow(_LOCK_ACCOUNT, account)
+    if name == "ledger_orphan":
+        return await _cancel_orphan(connection, call_id, note)
+    if locked is None:
+        raise HubError(ErrorCode.CONFLICT, "The account has no row; accept the difference, or open the account first.")
+    match name:
+        case "held":
+            return await _move(connection, locked, "held", await connection.fetchval(_HOLDS, account), note)
+        case "spent":
+            return await _move(connection, locked, "spent", await connection.fetchval(_BOOKED, account), note)
+        case "ledger_missing":
+            return await _book(connection, locked, call_id)
+        case "charge" | "ledger_amount":
+            return await put_right(connection, call_id, note)
+        case _:
+            raise HubError(ErrorCode.CONFLICT, "No added row repairs this; look at it, then accept it with a reason.")
+
+
+async def put_right(connection: Connection, call_id: object, note: Note) -> str:
+    """Make call and ledger say what the call comes to; the caller has locked the account.
+
+    Where only one of them is wrong, or they differ from each other, nobody was charged by that row: only the row is put
+    right. Where both say the same, the account was charged so: the adjustment moves what it has spent.
+
+    Raises:
+        HubError: `conflict`.
+    """
+    sides = await connection.fetchrow(_SIDES, call_id)
+    if sides is None or sides["charged"] is None or sides["booked"] is None:
+        raise HubError(ErrorCode.CONFLICT, "The call is not settled, or not in the ledger; compare again.")
+    price, charged, booked = _price(sides), sides["charged"], sides["booked"]
+    account = sides["account"]
+    if charged == booked == price:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    if charged == booked:
+        await _adjust(connection, account, call_id, "charge", price - charged, note)
+        await _moved(
+            connection, "update metering.account set spent = spent + $2 where id = $1", account, price - charged
+        )
+        return f"call {call_id}: charge adjusted by {text(price - charged)}, {account} has paid it"
+    done = []
+    for target, says in (("call", charged), ("ledger", booked)):
+        if says != price:
+            await _adjust(connection, account, call_id, target, price - says, note)
+            done.append(f"{target} adjusted by {text(price - says)}")
+    return f"call {call_id}: {', '.join(done)}"
+
+
+async def _move(connection: Connection, account: asyncpg.Record, total: str, to: Decimal, note: Note) -> str:
+    by = to - account[total]
+    if not by:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    await _adjust(connection, account["id"], None, total, by, note)
+    column = {"held": "held", "spent": "spent"}[total]
+    statement = f"update metering.account set {column} = $2 where id = $1"  # noqa: S608 - one of two words
+    await _moved(connection, statement, account["id"], to)
+    return f"{account['id']}: {total} moved by {text(by)} to {text(to)}"
+
+
+async def _moved(connection: Connection, statement: str, account: str, amount: Decimal) -> None:
+    try:
+        await connection.execute(statement, account, amount)
+    except (asyncpg.CheckViolationError, asyncpg.NumericValueOutOfRangeError) as error:
+        raise HubError(
+            ErrorCode.CONFLICT,
+            "The account's grants do not cover it, or it would fall below zero; grant credits first.",
+        ) from error
+
+
+async def _book(connection: Connection, account: asyncpg.Record, call_id: object) -> str:
+    """Write a missing ledger row as it was.
+
+    Its number is the one in its usage event, if a comparison has met that; else the free ones are given out in the
+    order of settling, which is how they were given out.
+    """
+    unbooked = await connection.fetch(_UNBOOKED, account["id"])
+    free = [row["number"] for row in await connection.fetch(_FREE, account["id"], account["seq"])]
+    places = {row["id"]: place for place, row in enumerate(unbooked)}
+    place = places.get(call_id)
+    if place is None:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    if not free:
+        raise HubError(ErrorCode.CONFLICT, "The account's ledger has no number left for it; accept the difference.")
+    said: str = await connection.fetchval(_SAID, call_id, account["id"]) or ""
+    number = free[min(place, len(free) - 1)]
+    for candidate in free:
+        if said.startswith(f"#{candidate} "):
+            number = candidate
+    row = unbooked[place]
+    await connection.execute(_BOOK, row["id"], account["id"], number, row["credits"], row["settled_at"])
+    return f"call {call_id}: ledger row {number} of {account['id']} written with {text(row['credits'])}"
+
+
+async def _cancel_orphan(connection: Connection, call_id: object, note: Note) -> str:
+    row = await connection.fetchrow(_ORPHAN, call_id)
+    if row is None or row["counts"] == ZERO:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    await _adjust(connection, row["account"], call_id, "ledger", -row["counts"], note)
+    return f"call {call_id}: ledger adjusted by {text(-row['counts'])}"
+
+
+async def _adjust(
+    connection: Connection, account: str, call_id: object, target: str, amount: Decimal, note: Note
+) -> None:
+    values: tuple[Any, ...] = (account, call_id, target, amount, note.difference, note.reason, note.made_by)
+    await connection.execute(_ADJUST, *values)
+
+
+def _price(row: asyncpg.Record) -> Decimal:
+    try:
+        return priced(row).charge
+    except (PricingError, msgspec.DecodeError) as error:
+        raise HubError(ErrorCode.CONFLICT, "The call's rates cannot be read: nothing says what it costs.") from error
+
+
+def _check_words(*words: str) -> None:
+    if any("\x00" in word for word in words):
+        raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param="reason")

@@ -1,0 +1,29 @@
+"""A connection for work on many rows: the pool's statements are cut off after seconds."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+
+from metering.reconcile.check import Connection
+
+_CONNECT_S: Final = 5.0
+_SETTINGS: Final = {"application_name": "metering-reconcile", "jit": "off", "timezone": "UTC"}
+_STATEMENT_S: Final = 900
+
+
+async def connect(dsn: str) -> Connection:
+    """Open one; whoever opened it closes it."""
+    settings = {**_SETTINGS, "statement_timeout": f"{_STATEMENT_S}s"}
+    return await asyncpg.connect(dsn, timeout=_CONNECT_S, server_settings=settings)
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Connection]:
+    """Open one for a block."""
+    connection = await connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
