@@ -9,7 +9,7 @@ run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
 
 test: env-dev node-sdk
-	$(BIN)/pytest
+	PYTHONHASHSEED=0 $(BIN)/pytest -n 2 --dist loadfile
 
 check: env-dev
 	$(BIN)/ruff check

@@ -15,11 +15,11 @@ from contracts import dispatch, events, frames, permissions, streams, subjects, 
 from contracts.catalogue import CHANNELS, SUBSCRIBERS
 from contracts.cloudevent import usage_event
 from contracts.frames import FrameKind
-from contracts.ids import new_call_id, new_process_id
+from contracts.ids import new_call_id
 from contracts.rpc import catalog, identity, metering
 
 DOCUMENTED: dict[str, Any] = json.loads(DOCUMENT.read_text("utf-8"))
-GATEWAY, ROUTER = new_process_id("gateway"), new_process_id("provider-router")
+GATEWAY, ROUTER = "gateway-0123456789ab", "provider-router-0123456789ab"
 SUBJECTS = {
     "rpc": [subjects.rpc("metering", "reserve")],
     "dispatch": [subjects.dispatch()],
@@ -29,7 +29,7 @@ SUBJECTS = {
     "calls_failed": [subjects.calls_failed(kind) for kind in subjects.CallKind],
     "usage_recorded": [subjects.usage_recorded(kind) for kind in subjects.CallKind],
     "credit_notice": [subjects.credit_notice(level) for level in subjects.CreditLevel],
-    "frames": [subjects.frames(new_call_id())],
+    "frames": [subjects.frames("01a21677-6af4-7450-8936-3da37e93466a")],
     "inbox_frames": [subjects.inbox_frames(GATEWAY)],
     "inbox_undispatched": [subjects.inbox_undispatched(GATEWAY, 7)],
     "inbox_alive": [subjects.inbox_alive(GATEWAY)],

@@ -131,6 +131,12 @@ async def check(hub: Hub, account: Account, *, unpaid: int = 0) -> None:
     await check_transitions(hub, account)
     check_books(account)
     check_prices(account)
+    unexplained = await hub.fetch(
+        "select d.* from metering.credit_differences($1) d"
+        " where not exists (select 1 from metering.payment_account p where p.account = d.account)",  # Payment Kit's
+        account.row["id"],
+    )
+    assert not unexplained, f"I3: {unexplained}"
     check_events(account)
     check_clients(account)
     await check_provider(hub, account, unpaid)
@@ -186,7 +192,9 @@ def _cost(call: Row) -> Decimal:
         return Decimal(0)
     rates = msgspec.json.decode(call["rates"])
     tokens = {"input": call["input_tokens"] or 0, "output": call["output_tokens"] or 0}
-    exact = sum((Decimal(rates[unit]) * count for unit, count in tokens.items()), Decimal(rates.get("request", "0")))
+    exact = sum(
+        (Decimal(rates.get(unit, 0)) * count for unit, count in tokens.items()), Decimal(rates.get("request", "0"))
+    )
     return exact.quantize(Decimal("1E-10"), ROUND_HALF_UP)
 
 

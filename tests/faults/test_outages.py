@@ -170,7 +170,11 @@ async def test_router_spools_outcomes_while_the_bus_is_away_and_its_successor_pu
     assert closed["credits"] > 0
     await payer.ended(told)
     await scene.nothing_left_in("provider-router")
-    assert not await spooled()
+
+    async def emptied() -> bool:
+        return not await spooled()
+
+    await until(emptied, what="the spool is empty")
     await scene.at_rest(payer)
 
 

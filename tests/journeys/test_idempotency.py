@@ -173,6 +173,18 @@ async def test_a_failed_call_frees_its_key_and_a_retry_calls_anew(system: System
     assert (standing.calls, standing.spent) == (2, PRICE)
 
 
+async def test_a_retry_of_a_stream_that_broke_is_whole_from_its_beginning(system: System, caller: Caller) -> None:
+    system.openai.replies(Reply(cut_at=3), Reply())
+    broken = await caller.post(chat(stream=True), idempotency_key="broken")
+    assert '"code":"upstream_broken"' in broken.text
+    again = await caller.post(chat(stream=True), path=on(system, 1), idempotency_key="broken")
+    assert again.text.endswith("data: [DONE]\n\n")
+    assert '"error"' not in again.text
+    assert not is_replayed(again)
+    standing = await caller.released()
+    assert (standing.calls, standing.spent) == (2, PRICE)
+
+
 async def test_who_waits_for_a_call_that_fails_is_told_its_error(system: System, caller: Caller) -> None:
     reply = Reply(status=400, body=b'{"error":{"message":"No.","code":"bad"}}', hold_at=0)
     system.openai.always(reply)

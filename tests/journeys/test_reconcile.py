@@ -119,16 +119,16 @@ async def test_a_bill_is_compared_with_what_the_provider_served(hub: EmbeddedHub
 
 
 async def test_status_shows_each_duty_with_its_last_and_next_run(hub: EmbeddedHub) -> None:
-    duties = {"stale-calls", "expired-claims", "partitions", "reconciliation", "closing", "parked"}
+    duties = {"stale-calls", "expired-claims", "partitions", "reconciliation", "closing", "parked", "rate-check"}
 
     async def shown() -> list[dict[str, str]] | None:
         _, out, _ = await run(hub, "status", "--json")
         found = json.loads(out)["duties"]
-        return found if {each["duty"] for each in found} == duties else None
+        done = {each["duty"] for each in found if each["result"] == "done"}  # a first run may come before its owner
+        return found if done == duties else None
 
-    found = await until(shown, within_s=30, what="each duty has run")
+    found = await until(shown, within_s=60, what="each duty has run")
     assert found is not None
-    assert {each["result"] for each in found} == {"done"}, found
     assert all(each["next_at"] > each["ended_at"] for each in found)
     code, out, _ = await run(hub, "status")
     assert code == 0

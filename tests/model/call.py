@@ -201,6 +201,8 @@ def _gateway(rules: Rules, s: Call) -> Iterator[tuple[str, Call]]:
         yield from _stopped("silence, gap or time-out", s._replace(gateway="over", client="error"), "failed")
     yield from _stopped("client leaves", s._replace(gateway="over", client="left"), "partial")
     if s.gateway == "tail":
+        if s.row in {"success", "failed"} and not s.told:
+            yield "gateway asks metering, which says settled", s._replace(told=s.row)
         yield "the settled notice does not come in time", s._replace(gateway="over", client="error")
         if s.told == "success" or _released_early(rules, s):
             yield "final frame", s._replace(gateway="over", client="answered")

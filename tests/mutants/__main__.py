@@ -105,6 +105,7 @@ def _run(tree: Path, tests: Sequence[str], *options: str) -> tuple[int, str]:
         "PYTHONPATH": os.pathsep.join(map(str, sources)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "STATE_MACHINE_SHRINK": "no",
+        **({"STATE_MACHINE_EXAMPLES": "100"} if options else {}),  # it ends with the first that fails
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rf", "--tb=short", *options, *tests]
     ended = subprocess.run(

@@ -32,12 +32,15 @@ FORBIDDEN_TO_PUBLISH = [
     (METERING, subjects.calls_completed(CHAT)),
     (METERING, subjects.dispatch()),
     (METERING, "$JS.API.STREAM.DELETE.CALLS"),
+    (METERING, "$JS.API.STREAM.MSG.DELETE.USAGE"),
+    (METERING, "$KV.hub_duty_runs.closing"),
     (JANITOR, subjects.calls_completed(CHAT)),
     (JANITOR, subjects.inbox_frames("gateway-1")),
     (JANITOR, subjects.rpc("gateway", "key_create")),
     (OPERATOR, subjects.calls_completed(CHAT)),
     (OPERATOR, subjects.calls_failed(CHAT)),
     (OPERATOR, "$JS.API.STREAM.DELETE.USAGE"),
+    (OPERATOR, "$KV.hub_duty_runs.closing"),
     (PROVISIONER, subjects.calls_completed(CHAT)),
 ]
 FORBIDDEN_TO_READ = [

@@ -1,6 +1,8 @@
 """The price check as a duty, against a provider-router that speaks the real wire."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ def checked(found: str, action: str) -> catalog.CheckedRate:
     )
 
 
-async def asked_of_router(nats: Any, report: catalog.CheckReport) -> "asyncio.Queue[catalog.RatesCheck]":
+@asynccontextmanager
+async def asked_of_router(nats: Any, report: catalog.CheckReport) -> AsyncIterator["asyncio.Queue[catalog.RatesCheck]"]:
     """The questions that a provider-router with this report gets."""
     bus = await nats.connect(permissions.ROUTER)
     asked: asyncio.Queue[catalog.RatesCheck] = asyncio.Queue()
@@ -31,7 +34,8 @@ async def asked_of_router(nats: Any, report: catalog.CheckReport) -> "asyncio.Qu
 
     await bus.listen(subjects.rpc(catalog.SERVICE, catalog.RATES_CHECK), answer, queue=catalog.SERVICE)
     await bus.flush()
-    return asked
+    yield asked
+    await bus.close()
 
 
 @pytest.mark.parity(112, 113)
@@ -43,12 +47,15 @@ async def test_rates_are_checked_at_once_and_again_and_losses_are_told(nats: Any
         counts={"below_cost": 2, "drift": 1},
         rates=(checked("below_cost", "proposed"), checked("below_cost", "applied"), checked("drift", "applied")),
     )
-    asked = await asked_of_router(nats, report)
     settings = Settings.model_validate(
         {"nats_url": nats.url(permissions.JANITOR), "rates_check_period_s": 0.1, "rates_auto_update": apply}
     )
     with capture_logs() as logs:
-        async with janitor(settings, new_process_id("janitor")), asyncio.timeout(20):
+        async with (
+            asked_of_router(nats, report) as asked,
+            janitor(settings, new_process_id("janitor")),
+            asyncio.timeout(20),
+        ):
             questions = [await asked.get() for _ in range(2)]
     assert {(question.apply, question.changed_by) for question in questions} == {(apply, "janitor")}
     told = {entry["event"]: entry for entry in logs if entry["event"].startswith("rate")}

@@ -133,9 +133,12 @@ class Bus(Client):
             asyncio.get_running_loop().call_soon(self._write_out)
 
     async def flush(self, timeout: int = 10) -> None:
-        """Wait until the server has seen all that was sent and subscribed.
+        """Wait until the server has taken all that was sent and subscribed before.
 
-        nats-py writes its question ahead of what is pending, so what is pending goes first.
+        nats-py writes its PING ahead of what is still pending, so its answer alone would say nothing of that.
+
+        Raises:
+            nats.errors.FlushTimeoutError, nats.errors.ConnectionClosedError: the server is away.
         """
         self._write_out()
         await super().flush(timeout)

@@ -52,7 +52,9 @@ class _Joined:
         call, answer = self._call, self._answer
         if call.stage is not Stage.JOINED or call.error is not None:
             return
-        if len(answer.chunks) > self._taken:
+        if not answer.begun and answer.lost is None:
+            return  # whether the call has failed already is not known before
+        if len(answer.chunks) > self._taken and (answer.failure is None or self._is_news or self._taken):
             call.chunks += answer.chunks[self._taken :]
             self._taken = len(answer.chunks)
             call.wake()

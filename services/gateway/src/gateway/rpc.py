@@ -104,7 +104,7 @@ class Peers:
         await ask(self._bus, metering.SERVICE, metering.ACCOUNTS_OPEN, request, metering.AccountsOpened, 30.0)
 
     async def welcome(self, account: str) -> None:
-        """Open a new user's account with the grant that new users get; a known account is left alone."""
+        """Open an account with the grant that new users get; one that was opened before is left alone."""
         if self._new_user_credits:
             await self.open_accounts((account,), self._new_user_credits)
 

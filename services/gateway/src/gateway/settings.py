@@ -25,7 +25,9 @@ class Settings(DatabaseSettings):
         None, description="Access key of the first owner (blocklet-z…); without it one is made and printed once."
     )
     welcome_credits: Decimal = Field(Decimal(100), ge=0, description="Credits granted to the first owner, once.")
-    new_user_credits: Decimal = Field(Decimal(0), ge=0, description="Credits granted to every new user, once.")
+    new_user_credits: Decimal = Field(
+        Decimal(0), ge=0, description="Credits of a new user, given once with a key; 0 = none."
+    )
     welcome_days: int = Field(
         0, ge=0, le=36_500, description="Days after which unused welcome credits are gone; 0 = never."
     )

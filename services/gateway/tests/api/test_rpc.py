@@ -1,6 +1,8 @@
 """What gateway answers on the bus, asked by an operator; and what it asks of metering."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -48,6 +50,32 @@ async def test_many_keys_are_made_with_accounts_of_the_asked_credit(surface: Any
         assert len(made.keys) == 20
         assert str(surface.books.opened[-1].amount.normalize()) in {amount, "1E+2"}
         assert set(surface.books.opened[-1].accounts) == {key.account for key in made.keys}
+
+
+@pytest.mark.parity(65)
+async def test_new_and_known_users_are_welcomed_with_their_keys(surface: Any) -> None:
+    peers = rpc.Peers(surface.node.bus, Decimal(100), Decimal("2.5"), 30)
+    known = await surface.key()
+    assert surface.books.opened == []
+    again = identity.KeyCreate(user=known.user)
+    await surface.node.keys.create(again, "test", peers.welcome)
+    new = await surface.node.keys.create(identity.KeyCreate(), "test", peers.welcome)
+    assert [(asked.accounts, asked.amount) for asked in surface.books.opened] == [
+        ((known.account,), Decimal("2.5")),
+        ((new.account,), Decimal("2.5")),
+    ]
+    left = [asked.expires_at - datetime.now(UTC) for asked in surface.books.opened]
+    assert all(timedelta(days=29) < time < timedelta(days=30) for time in left)
+
+
+async def test_no_user_is_made_while_nobody_can_welcome_it(surface: Any) -> None:
+    async def away(_account: str) -> None:
+        raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "metering does not answer")
+
+    before = await surface.node.keys.listed(None)
+    with pytest.raises(HubError):
+        await surface.node.keys.create(identity.KeyCreate(), "test", away)
+    assert await surface.node.keys.listed(None) == before
 
 
 @pytest.mark.parametrize("asked", ["-1", "NaN", "a lot", "1e18"])

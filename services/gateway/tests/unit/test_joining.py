@@ -30,7 +30,7 @@ def open_call() -> OpenCall:
 class Answers:
     """Stands where the kept answers stand: the test plays router and books."""
 
-    answer: KeptAnswer = field(default_factory=lambda: KeptAnswer(OTHER))
+    answer: KeptAnswer = field(default_factory=lambda: KeptAnswer(OTHER, begun=True))
     reserved: list[OpenCall] = field(default_factory=list)
 
     def follow(self, _call_id: str, changed: Callable[[], None]) -> KeptAnswer:
@@ -73,7 +73,6 @@ def test_bytes_come_as_they_come_and_the_tail_with_the_books(answers: Answers) -
 
 def test_a_failure_that_comes_while_one_waits_is_the_answer(answers: Answers) -> None:
     call = open_call()
-    answers.answer.begun = True
     answers.join(call)
     answers.frame(FrameKind.ERROR, FAILURE)
     assert call.error is not None
@@ -83,9 +82,13 @@ def test_a_failure_that_comes_while_one_waits_is_the_answer(answers: Answers) ->
 
 def test_a_failure_of_before_makes_a_new_call_once_it_is_in_the_books(answers: Answers) -> None:
     call = open_call()
-    answers.frame(FrameKind.ERROR, FAILURE, stored=True)
+    answers.answer.begun = False
     answers.join(call)
-    assert (call.error, answers.reserved) == (None, [])
+    answers.frame(FrameKind.DATA, b"a", stored=True)
+    answers.frame(FrameKind.ERROR, FAILURE, stored=True)
+    answers.answer.begun = True
+    answers.answer.tell()
+    assert (call.error, answers.reserved, call.chunks) == (None, [], [])
     answers.close("failed")
     assert answers.reserved == [call]
     assert (call.stage, call.call_id, answers.answer.readers) == (Stage.RESERVING, "own", [])
@@ -106,9 +109,10 @@ def test_a_call_that_failed_each_time_is_not_tried_for_ever(answers: Answers) ->
 def test_a_failure_in_the_midst_is_an_error_and_no_second_answer(answers: Answers) -> None:
     call = open_call()
     answers.frame(FrameKind.DATA, b"a", stored=True)
-    answers.frame(FrameKind.ERROR, FAILURE, stored=True)
     answers.join(call)
+    answers.frame(FrameKind.ERROR, FAILURE)
     answers.close("failed")
+    assert call.take() == b"a"
     assert call.error is not None
     assert not answers.reserved
 

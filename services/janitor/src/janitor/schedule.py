@@ -17,7 +17,7 @@ from janitor.runs import Run, RunsLog
 
 _log = structlog.get_logger("schedule")
 _TICKS_PER_LEASE: Final = 4
-_RETRY_S: Final = 60.0
+_RETRY_S: Final = 10.0
 _AWAY: Final = (HubError, NatsError, TimeoutError, OSError)
 
 _runs = Counter("hub_janitor_duty_runs_total", "Runs of a duty by this janitor.", ["duty", "result"])

@@ -1,4 +1,4 @@
-"""`python -m metering.alone`: settles the facts of stdin one after the other, and says on stdout how far it came.
+"""`python -m metering.alone [--with-outbox]`: settles the facts of stdin in order, and says on stdout how far it came.
 
 A process of its own, for facts that may have killed the service: whoever reads stdout sees which one it was.
 """
@@ -20,6 +20,8 @@ from runtime.postgres import UNKNOWN_OUTCOME
 
 _BAD_VALUE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _ENCODE: Final = msgspec.json.Encoder().encode
+WITH_OUTBOX: Final = "--with-outbox"
+"""Every charge is also to be reported, as by the service itself."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -37,6 +39,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     """`started` once, at place -1; of each fact `read`, then one of `settled`, `refused` (it can never be settled) and
     `unavailable` (ask again later)."""
     call_id: str = ""
+    account: str = ""
     gateway: str = ""
     router: str = ""
     state: str = ""
@@ -56,7 +59,7 @@ async def _settle(store: TurnStore, place: int, question: Question) -> None:
     except UnreadableFactError as error:
         say(Progress(place, "refused", detail=f"unreadable: {error}"))
         return
-    say(Progress(place, "read", fact.call_id, fact.gateway, fact.router))
+    say(Progress(place, "read", fact.call_id, fact.account, fact.gateway, fact.router))
     try:
         result = await store.turn([Arrival(fact, question.subject, b"", question.payload)], [])
     except _BAD_VALUE as error:
@@ -76,11 +79,12 @@ def _ended(place: int, result: TurnResult) -> Progress:
     return Progress(place, "settled", state=standing.state or "", credits=standing.credits)
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, *, with_outbox: bool) -> None:
     store = TurnStore(
         settings.database_url.get_secret_value(),
         timedelta(seconds=settings.lease_s),
         timedelta(seconds=settings.idempotency_s),
+        with_outbox=with_outbox,
     )
     say(Progress(-1, "started"))
     try:
@@ -94,7 +98,7 @@ def main() -> None:
     """Settle what stdin has, then end."""
     settings = Settings()
     failpoints.arm(settings.fail)
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, with_outbox=WITH_OUTBOX in sys.argv[1:]))
 
 
 if __name__ == "__main__":

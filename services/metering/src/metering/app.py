@@ -72,7 +72,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
 
         pull = StandingPull(bus, streams.SETTLE.stream, streams.SETTLE.durable, on_fact)
         announcer = Announcer(bus, pull, store)
-        quarantine = Quarantine(announcer, usage)
+        quarantine = Quarantine(announcer, usage, notices.changed)
         turns = Turns(
             store,
             announcer,

@@ -7,7 +7,7 @@ Source: settle protocol, crash row 22.
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from contracts.rpc.metering import SettledCall
-from metering.alone import Progress, Question
+from metering.alone import WITH_OUTBOX, Progress, Question
 from metering.settle import Announcer, Unsettled, quietly
 from metering.usage_events import UsageEvents
 
@@ -41,6 +41,8 @@ class Quarantine:
 
     announcer: Announcer
     usage: UsageEvents
+    changed: Callable[[list[str]], None]
+    """Told of accounts whose credit is another one."""
     _waiting: list[Suspect] = field(default_factory=list)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,7 +62,7 @@ class Quarantine:
 
     async def _examine(self, suspects: Sequence[Suspect]) -> None:
         _log.warning("facts came again without an answer: settled by a process of their own", facts=len(suspects))
-        said = await _settled_alone(suspects)
+        said = await settled_alone(suspects, with_outbox=self.announcer.store.with_outbox)
         if not said:  # it did not even start, which is no fact's fault
             for suspect in suspects:
                 self.announcer.nak(suspect.ack)
@@ -80,6 +82,7 @@ class Quarantine:
             call = SettledCall(names.call_id, progress.state, progress.credits)
             self.announcer.tell(names.gateway, names.router, call)
             quietly(self.announcer.pull.ack, suspect.ack)
+            self.changed([names.account])
         elif progress.step == "unavailable":
             self.announcer.nak(suspect.ack)
         else:
@@ -98,10 +101,11 @@ def _names(said: Sequence[Progress], place: int) -> Progress:
     return next((one for one in said if one.place == place and one.step == "read"), Progress(place, "read"))
 
 
-async def _settled_alone(suspects: Sequence[Suspect]) -> list[Progress]:
+async def settled_alone(suspects: Sequence[Suspect], *, with_outbox: bool) -> list[Progress]:
     """What the process said before it ended; one that says nothing for a minute is killed."""
+    command = [sys.executable, "-m", "metering.alone", *([WITH_OUTBOX] if with_outbox else [])]
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "metering.alone", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdin is not None  # noqa: S101 - both are pipes
     assert child.stdout is not None  # noqa: S101

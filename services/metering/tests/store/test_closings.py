@@ -104,7 +104,8 @@ async def test_days_that_are_over_are_closed_once_each_chained_to_the_day_before
         chain = closings.chained(chain, row["day"], row["digest"])
         assert row["chain"] == chain
     assert closed[-1].chain == chain.hex()
-    assert (await compared(past, "closings")).page == ()
+    report = await compared(past, "closings")
+    assert (report.page, report.closed_day, report.closed_chain) == ((), closed[-1].day, chain.hex())
 
 
 async def test_a_day_without_a_call_is_closed_too(past: Neighbours) -> None:
@@ -158,6 +159,17 @@ async def test_the_first_broken_day_and_account_are_named(past: Neighbours) -> N
     assert (await closings.verify(past.books)).differences is None
 
 
+async def test_columns_of_later_migrations_leave_closed_days_as_they_are_and_are_protected(past: Neighbours) -> None:
+    await close(past)
+    await past.books.execute("alter table metering.model_call add column later_units jsonb")
+    assert (await closings.verify(past.books)).differences is None
+    await past.books.execute("update metering.model_call set written_off = 1 where account = $1", A)
+    assert (await closings.verify(past.books)).differences is None, "a success that comes too late is noted there"
+    await past.books.execute("""update metering.model_call set later_units = '{"pieces": 1}' where account = $1""", C)
+    found = (await closings.verify(past.books)).differences or []
+    assert [(each.check, each.account) for each in found] == [("closing_account", C)]
+
+
 async def test_a_row_that_is_put_back_makes_its_closed_day_whole_again(past: Neighbours) -> None:
     await close(past)
     row = await past.books.fetchrow("delete from metering.ledger where account = $1 returning *", C)
@@ -168,6 +180,21 @@ async def test_a_row_that_is_put_back_makes_its_closed_day_whole_again(past: Nei
     await past.ask(r.RECONCILE_REPAIR, wanted, r.ReconcileRepaired)
     assert await past.books.fetchrow("select * from metering.ledger where account = $1", C) == row
     assert (await compared(past, "closings")).page == ()
+
+
+async def test_a_row_that_was_missing_when_its_day_was_closed_is_booked_today(past: Neighbours) -> None:
+    row = await past.books.fetchrow("delete from metering.ledger where account = $1 returning *", C)
+    assert row is not None
+    await close(past)
+    found = {each.check: each for each in (await compared(past, "all")).page}
+    wanted = r.ReconcileRepair(difference_id=found["ledger_missing"].id)
+    await past.ask(r.RECONCILE_REPAIR, wanted, r.ReconcileRepaired)
+    booked = await past.books.fetchrow("select * from metering.ledger where account = $1", C)
+    assert booked is not None
+    assert (booked["call_id"], booked["acct_seq"], booked["amount"]) == (row["call_id"], 1, row["amount"])
+    assert booked["at"].date() == datetime.now(UTC).date()
+    assert (await compared(past, "closings")).page == ()
+    assert {each.check for each in (await compared(past, "recent")).page} == set()
 
 
 def test_a_days_digest_depends_on_each_account_and_not_on_their_order() -> None:

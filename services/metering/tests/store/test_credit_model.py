@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from neighbours import call
 from rig.fixtures import Database
@@ -209,6 +209,7 @@ class Books:
             self.model.advance(self.now)
             self.model.lots.append(Lot(given, 50, self.now, None, self.now, back, "active"))
             self.model.granted += back
+            self.model.advance(self.now)  # what came in may cover a call that held an ended grant
             self.refunded[call_id] = self.refunded.get(call_id, Decimal(0)) + back
 
     async def wait(self, seconds: int) -> None:
@@ -291,7 +292,7 @@ async def store(database: Database) -> AsyncIterator[TurnStore]:
 
 
 @settings(
-    max_examples=80, deadline=None, derandomize=True,
+    max_examples=80, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(steps=st.lists(operations, min_size=8, max_size=24))

@@ -360,13 +360,13 @@ async def test_a_repair_is_made_once_and_an_unknown_one_is_refused(story: Story)
 
 
 async def test_one_comparison_runs_at_a_time_and_one_whose_process_died_is_lost(hub: Neighbours) -> None:
-    assert (await hub.books.fetchval("select pg_try_advisory_lock(7201190511344)")) is True
+    assert (await hub.books.fetchval("select pg_try_advisory_lock(7201190511361)")) is True
     await hub.books.execute("insert into metering.reconciliation (id, scope) values ($1, 'all')", run := uuid4())
     other = await hub.ask(r.RECONCILE_START, r.ReconcileStart(), r.ReconcileStarted)
     assert (other.run_id, other.already) == (str(run), True)
     get = r.ReconcileGet(run_id=str(run))
     assert (await hub.ask(r.RECONCILE_GET, get, r.ReconcileReport)).state == "running"
-    await hub.books.execute("select pg_advisory_unlock(7201190511344)")
+    await hub.books.execute("select pg_advisory_unlock(7201190511361)")
     assert (await hub.ask(r.RECONCILE_GET, get, r.ReconcileReport)).state == "lost"
     assert (await compared(hub)).page == ()
     assert await hub.books.fetchval("select state from metering.reconciliation where id = $1", run) == "lost"

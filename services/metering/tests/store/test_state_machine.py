@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import Any, ClassVar, Final, TypeVar
 
 import asyncpg
@@ -31,10 +31,10 @@ from contracts.ids import new_call_id
 from contracts.rpc.metering import ExtendHold, Grant, RenewLeases, ReserveBatch, StaleCalls
 from contracts.subjects import CallKind
 from contracts.usage import Usage
-from metering import accounts
 from metering.events import Arrival
 from metering.events import read as read_fact
 from metering.leases import Leases
+from metering.ledger import changes
 from metering.reserve import Asked
 from metering.reserve import read as read_reserves
 from metering.sql.store import TurnResult, TurnStore, query_pool
@@ -161,6 +161,13 @@ class Histories(RuleBasedStateMachine):
         if len(fitting) > 1 and fitting[0] != fitting[1]:  # alike in what they say, not in what they write off
             self._compare_either(fitting[1])
 
+    @rule(name=st.integers(0, 1), parts=st.integers(1, 4), more=st.integers(0, 2), process=st.integers(0, 1))
+    def more_calls_at_once_than_there_is_credit_for(self, name: int, parts: int, more: int, process: int) -> None:
+        """Each takes its part of all that is free, to the last decimal."""
+        free = self.books.accounts[self.accounts[name]].free
+        hold = (free / parts).quantize(CREDIT, ROUND_DOWN)
+        self._apply(self._work([("reserve", name, hold)] * (parts + more)), process)
+
     @precondition(lambda self: self.known)
     @rule(pick=picks, amount=amounts, epoch=st.sampled_from([1, 1, 1, 2]))
     def extend(self, pick: int, amount: Decimal, epoch: int) -> None:
@@ -219,12 +226,13 @@ class Histories(RuleBasedStateMachine):
             self._grant(self.accounts[name], amount, grant_id)
         self.books.granted(self.accounts[name], amount)
 
-    @rule(name=names, first=st.integers(1, 6), length=st.integers(0, 4))
-    def usage_events_are_acknowledged(self, name: int, first: int, length: int) -> None:
-        account = self.accounts[name]
-        known = self.books.accounts.get(account)
-        if known is None or known.seq < first:
-            return
+    @precondition(lambda self: any(account.seq for account in self.books.accounts.values()))
+    @rule(pick=picks, length=st.integers(0, 4))
+    def usage_events_are_acknowledged(self, pick: int, length: int) -> None:
+        settled = [name for name, account in self.books.accounts.items() if account.seq]
+        account = settled[pick % len(settled)]
+        known = self.books.accounts[account]
+        first = 1 + pick // 3 % known.seq
         last = min(first + length, known.seq)
         sql = "select account, seq from metering.forward_usage_sent($1, $2, $3)"
         rows = self.rig.run(self.rig.pool.fetch(sql, [account], [first], [last]))
@@ -367,7 +375,7 @@ class Histories(RuleBasedStateMachine):
             store._known.clear()
 
     def _grant(self, account: str, amount: Decimal, grant_id: str) -> None:
-        self.rig.run(accounts.grant(self.rig.pool, Grant(grant_id=grant_id, account=account, amount=amount)))
+        self.rig.run(changes.grant(self.rig.pool, Grant(grant_id=grant_id, account=account, amount=amount)))
 
     def _stale(self) -> dict[str, int]:
         reply = self.rig.run(self.rig.scanner.stale(StaleCalls(limit=1000)))

@@ -171,6 +171,8 @@ def test_the_circuit_opens_after_failures_and_closes_after_one_success() -> None
     now[0] += 1.0
     assert circuit.admits(8) == 1, "one call shows whether it works again"
     assert circuit.admits(8) == 0, "and nobody else asks meanwhile"
+    circuit.unused()
+    assert circuit.admits(8) == 1, "a probe that came to nothing is followed by another"
     circuit.failed()
     assert circuit.admits(8) == 0
     now[0] += 60.0

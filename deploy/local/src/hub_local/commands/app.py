@@ -31,9 +31,12 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "adjust": ("credits:adjust", "Give credits or, below 0, take them."),
         "refund": ("credits:refund", "Give a charge back, or take unused credits of a grant back."),
         "expire": ("credits:expire", "End a grant now."),
-        "grants": ("credits:grants", "List an account's grants and what is left of each."),
-        "transactions": ("credits:transactions", "List charges and what was given or taken, with the balance after."),
-        "statement": ("credits:statement", "Show an account's month."),
+        "grants": ("credit_history:grants", "List an account's grants and what is left of each."),
+        "transactions": (
+            "credit_history:transactions",
+            "List charges and what was given or taken, with the balance after.",
+        ),
+        "statement": ("credit_history:statement", "Show an account's month."),
     },
     "payments": {
         "status": ("payments:status", "Show how reporting to Payment Kit goes, and what is parked."),

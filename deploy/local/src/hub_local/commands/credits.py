@@ -1,7 +1,6 @@
-"""`hub credits`: what accounts have, what became of it, and giving, taking and giving back."""
+"""`hub credits`: what accounts have, and giving, taking and giving back."""
 
 import uuid
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -9,6 +8,7 @@ from cyclopts import Parameter
 from contracts.money import parse, to_text
 from contracts.rpc import credit, metering
 from hub_local.commands import show
+from hub_local.commands.moments import moment
 from hub_local.commands.session import UsageError, ask, run
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -84,8 +84,8 @@ def grant(
             granted_by="operator",
             name=name,
             priority=priority,
-            effective_at=_moment("starts", starts),
-            expires_at=_moment("expires", expires),
+            effective_at=moment("starts", starts),
+            expires_at=moment("expires", expires),
         )
         after = await ask(metering.SERVICE, metering.GRANT, wanted, metering.Balance)
         print(f"grant {wanted.grant_id}")
@@ -120,7 +120,7 @@ def adjust(
             amount=amount,  # read by the model, which refuses what is no number
             reason=reason,
             made_by="operator",
-            expires_at=_moment("expires", expires),
+            expires_at=moment("expires", expires),
         )
         return await ask(metering.SERVICE, credit.ADJUST, wanted, credit.CreditChanged)
 
@@ -149,7 +149,7 @@ def refund(
 
     async def refunded() -> credit.CreditChanged:
         part = None if amount is None else parse(amount)
-        ends = _moment("expires", expires)
+        ends = moment("expires", expires)
         if not grant:
             of_call = credit.RefundCall(
                 refund_id=_id(id), call_id=target, amount=part, reason=reason, made_by="operator", expires_at=ends
@@ -181,95 +181,6 @@ def expire(grant_id: str, *, reason: str = "", id: str | None = None) -> None:  
     _show_change(run(expired()))
 
 
-def grants(account: str, *, status: credit.GrantStatus | None = None, page: int = 1, limit: int = 20) -> None:
-    """List an account's grants and what is left of each, newest first.
-
-    Args:
-        account: usually the user's DID.
-        status: only these.
-        page: which page.
-        limit: grants of a page, at most 100.
-    """
-
-    async def asked() -> credit.GrantsPage:
-        wanted = credit.GrantsList(account=account, status=status, page=page, page_size=limit)
-        return await ask(metering.SERVICE, credit.GRANTS_LIST, wanted, credit.GrantsPage)
-
-    found = run(asked())
-    show.table(
-        ("grant", "status", "amount", "left", "category", "priority", "begins", "ends", "name", "reason", "by"),
-        [
-            (
-                g.grant_id, g.status, to_text(g.amount), to_text(g.remaining), g.category, g.priority, g.effective_at,
-                g.expires_at or "", g.name, g.reason, g.granted_by,
-            )
-            for g in found.grants
-        ],
-    )  # fmt: skip
-
-
-def transactions(
-    account: str,
-    *,
-    kind: credit.TransactionKind | None = None,
-    start: str | None = None,
-    end: str | None = None,
-    page: int = 1,
-    limit: int = 20,
-) -> None:
-    """List charges and what was given or taken, newest first, with the balance after each.
-
-    Args:
-        account: usually the user's DID.
-        kind: only these.
-        start: from this time on, e.g. 2026-12-01.
-        end: before this time.
-        page: which page.
-        limit: transactions of a page, at most 100.
-    """
-
-    async def asked() -> credit.TransactionsPage:
-        wanted = credit.TransactionsList(
-            account=account,
-            kind=kind,
-            start=_moment("start", start),
-            end=_moment("end", end),
-            page=page,
-            page_size=limit,
-        )
-        return await ask(metering.SERVICE, credit.TRANSACTIONS, wanted, credit.TransactionsPage)
-
-    found = run(asked())
-    show.table(
-        ("at", "kind", "amount", "balance", "id", "model", "reason", "by"),
-        [
-            (t.at, t.kind, to_text(t.amount), to_text(t.balance), t.transaction_id, t.model or "", t.reason, t.made_by)
-            for t in found.transactions
-        ],
-    )
-
-
-def statement(account: str, month: str | None = None) -> None:
-    """Show an account's month: what was there, what came, what went, what is left.
-
-    Args:
-        account: usually the user's DID.
-        month: as in 2026-11, UTC; this one when absent.
-    """
-
-    async def asked() -> credit.Statement:
-        wanted = credit.StatementGet(account=account, month=month or f"{datetime.now(UTC):%Y-%m}")
-        return await ask(metering.SERVICE, credit.STATEMENT, wanted, credit.Statement)
-
-    found = run(asked())
-    amounts = ("opening", "granted", "adjusted", "refunded", "expired", "withdrawn", "charged", "closing", "difference")
-    show.record(
-        {"account": found.account, "month": found.month}
-        | {name: to_text(getattr(found, name)) for name in amounts}
-        | {"charges": found.charges, "entries": found.entries}
-    )
-
-
 def _balances(balances: list[metering.Balance]) -> None:
     show.table(
         ("account", "available", "held", "spent", "granted", "pending", "grants", "next end"),
@@ -291,18 +202,3 @@ def _show_change(done: credit.CreditChanged) -> None:
 
 def _id(given: str | None) -> str:
     return str(uuid.uuid4()) if given is None else given
-
-
-def _moment(option: str, text: str | None) -> datetime | None:
-    """A time as people write it; UTC unless it says otherwise.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise UsageError(f"--{option} {text!r} is no time; write it as 2026-12-01 or 2026-12-01T08:00Z") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -211,6 +211,8 @@ def _show(report: r.ReconcileReport, differences: list[r.DifferenceView], *, as_
             first = differences[0]
             print(f"first broken: {first.detail}{f', account {first.account}' if first.account else ''}")
     print(f"\n{report.differences} differences, {report.accepted} accepted")
+    if report.scope == "closings" and report.closed_day is not None:
+        print(f"closed up to {report.closed_day}, chain {report.closed_chain}")
 
 
 def _as_time(words: str) -> str:

@@ -95,6 +95,10 @@ class ReconcileReport(Message):
     accepted: int
     page: tuple[DifferenceView, ...]
     next_after: int | None
+    closed_day: str | None = None
+    """The last closed day."""
+    closed_chain: str | None = None
+    """Its chain, 64 hex digits: kept elsewhere, it proves that no closed day was changed since."""
 
 
 class ReconcileRepair(Message):

@@ -13,7 +13,7 @@ from runtime.postgres import Pool
 
 Announce = Callable[[Sequence[str], int], Awaitable[None]]
 Welcome = Callable[[str], Awaitable[None]]
-"""Gives a new user's account its welcome grant, once."""
+"""Gives an account that was never opened its welcome grant."""
 OpenAccounts = Callable[[Sequence[str], Decimal | None], Awaitable[None]]
 """Accounts and credits for each; None = the configured welcome grant."""
 _LISTED_MAX = 1000
@@ -37,14 +37,14 @@ class Keys:
         Args:
             request: what to make.
             who: for the audit log.
-            welcome: welcomes the user if it is new, before anything is made: no user who was made lacks the grant.
+            welcome: welcomes the user, before anything is made: nobody who has a key lacks the grant.
 
         Raises:
             HubError: `invalid_request`, the user's DID has no form that could be one; or what `welcome` raises.
         """
         did = _checked_did(request.user) if request.user is not None else access_keys.new_user_did()
-        if welcome is not None and (request.user is None or await self._is_unknown(did)):
-            await welcome(did)
+        if welcome is not None:
+            await welcome(await self._account(did))
         key = access_keys.new_access_key()
         async with self.pool.acquire() as connection, connection.transaction():
             account = await store.user_account(connection, did)
@@ -110,9 +110,10 @@ class Keys:
             revision = await store.next_revision(connection)
         await self.announce([key_id], revision)
 
-    async def _is_unknown(self, did: str) -> bool:
+    async def _account(self, did: str) -> str:
+        """Who pays for a user; a new one pays for itself."""
         async with self.pool.acquire() as connection:
-            return await store.user_account(connection, did) is None
+            return await store.user_account(connection, did) or did
 
     def _row(self, key: access_keys.AccessKey, user: str, role: Role, name: str, who: str) -> store.NewKey:
         return store.NewKey(key.id, access_keys.digest(self.pepper, key.text.encode()), user, role, name, who)

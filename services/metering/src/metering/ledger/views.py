@@ -29,7 +29,7 @@ with seen as (
         join metering.account a on a.id = g.account
         left join metering.credit_book b on b.account = g.account
         left join metering.credit_lot l on l.grant_id = g.id
-        left join metering.credit_open o on o.account = g.account and o.grant_id = g.id
+        left join metering.credit_open o on o.account = $1 and o.grant_id = g.id
     where g.account = $1 and ($2::timestamptz is null or g.created_at >= $2)
         and ($3::timestamptz is null or g.created_at < $3)
 ), told as (

@@ -59,7 +59,7 @@ class Circuit:
         self._probing = False
 
     def unused(self) -> None:
-        """Nothing was asked after all."""
+        """Nothing was asked after all, or nothing was learnt: somebody else may try."""
         self._probing = False
 
     def failed(self, retry_after_s: float = 0.0) -> None:

@@ -43,7 +43,8 @@ _SEEN: Final = """
 insert into metering.payment_account (account, did) values ($1, $2) on conflict do nothing
 """
 _BEFORE: Final = """
-select p.customer_id, p.seq as last_seq, p.idle_s, coalesce(a.seq, 0) as seq, coalesce(a.held, 0) > 0 as is_running,
+select nextval('metering.payment_reading') as reading, p.customer_id, p.seq as last_seq, p.idle_s,
+    coalesce(a.seq, 0) as seq, coalesce(a.held, 0) > 0 as is_running,
     coalesce(a.spent, 0) - coalesce((
         select sum(o.value) from metering.outbox o
         where o.account = p.account and o.kind = 'meter' and o.state <> 'sent'
@@ -52,7 +53,7 @@ from metering.payment_account p left join metering.account a on a.id = p.account
 where p.account = $1
 """
 _CUSTOMER: Final = "update metering.payment_account set customer_id = $2 where account = $1"
-_MIRROR: Final = "select metering.mirror($1, $2, $3, $4, $5, $6, make_interval(secs => $7), $8)"
+_MIRROR: Final = "select metering.mirror($1, $2, $3, $4, $5, $6, make_interval(secs => $7), $8, $9)"
 _PROBLEM: Final = "update metering.payment_account set problem = $2 where account = $1"
 _ADOPT: Final = "select metering.adopt_accounts($1)"
 
@@ -115,6 +116,7 @@ class Mirror:
             if not accounts:
                 self.circuit.unused()
         results = await asyncio.gather(*(self.refresh(account) for account in accounts), return_exceptions=True)
+        self.circuit.unused()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, (PaymentKitError, *TransientErrors)):
                 raise result
@@ -170,6 +172,7 @@ class Mirror:
             before["seq"],
             next_s,
             idle_s,
+            before["reading"],
         )
         return free
 

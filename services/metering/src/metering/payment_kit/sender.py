@@ -43,46 +43,57 @@ class Sender:
     settings: PaymentKitSettings
     circuit: Circuit
     _stopping: bool = False
-    _plenty: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while a pick brings as many rows as it may."""
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One idle worker looks for rows; the others wait for their turn to look."""
 
     async def run(self) -> None:
         """All workers, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for number in range(self.settings.payment_kit_workers):
-                group.create_task(self._work(looks=number == 0))
+            for _ in range(self.settings.payment_kit_workers):
+                group.create_task(self._work())
             if self.settings.payment_kit_batch_s:
                 group.create_task(self._fold())
 
     def stop(self) -> None:
         """Take no more rows; those in hand are given back before the next is sent."""
         self._stopping = True
-        self._plenty.set()
 
-    async def _work(self, *, looks: bool) -> None:
-        """One worker; the first `looks` for rows all the time, the others while there are more than it can take."""
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._stopping:
-            if not looks:
-                await self._plenty.wait()
             try:
-                worked = await self.once()
-            except TransientErrors as error:
+                async with self._looking:
+                    began = loop.time()
+                    picked = [] if self._stopping else await self._pick()
+                    if not picked:
+                        await asyncio.sleep(0 if self._stopping else max(IDLE_S, min(self.circuit.wait_s, 1.0)))
+                await self._deliver(picked, began)
+            except TransientErrors as error:  # the rows in hand come again after their claim
                 _log.warning("outbox waits", error=type(error).__name__, detail=str(error)[:200])
-                worked = False
-            if not worked and not self._stopping:
-                await asyncio.sleep(max(IDLE_S, min(self.circuit.wait_s, 1.0)))
+                await asyncio.sleep(IDLE_S)
 
-    async def once(self) -> bool:
-        """One pick; whether there was anything to do.
+    async def _deliver(self, picked: list[Picked], began: float) -> None:
+        """Send rows and write what became of them.
 
         Raises:
-            asyncpg.PostgresError, OSError, TimeoutError: the rows in hand come again after their claim.
+            asyncpg.PostgresError, OSError, TimeoutError: the rows come again after their claim.
+        """
+        try:
+            marks = [await self._send(row, began) for row in picked]
+        finally:
+            if picked:
+                self.circuit.unused()  # whatever happened, the next call may be tried
+        await outbox.mark(self.pool, marks)
+
+    async def _pick(self) -> list[Picked]:
+        """Rows to send; none while paused, or while Payment Kit is left alone.
+
+        Raises:
+            asyncpg.PostgresError, OSError, TimeoutError: nothing is known.
         """
         admitted = 0 if self.settings.payment_kit_paused else self.circuit.admits(ROWS_MAX)
         if not admitted:
-            return False
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+            return []
         picked: list[Picked] = []
         try:
             picked = await outbox.pick(
@@ -95,11 +106,7 @@ class Sender:
         finally:
             if not picked:
                 self.circuit.unused()
-        if not self._stopping:
-            (self._plenty.set if len(picked) == ROWS_MAX else self._plenty.clear)()
-        marks = [await self._send(row, began) for row in picked]
-        await outbox.mark(self.pool, marks)
-        return bool(picked)
+        return picked
 
     @property
     def _claim_s(self) -> float:

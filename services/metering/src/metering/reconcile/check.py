@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DIFFERENCES_MAX: Final = 1000
 """Most differences that one check tells row by row; more are counted."""
 REPAIRABLE: Final = frozenset(
-    ("held", "spent", "charge", "ledger_amount", "ledger_missing", "ledger_orphan", "event_missing")
+    ("held", "spent", "charge", "ledger_amount", "ledger_missing", "ledger_orphan", "event_missing", "outbox_missing")
 )
 FIRST_ID: Final = UUID(int=0)
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

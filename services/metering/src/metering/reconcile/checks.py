@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from metering.reconcile import balances, rows
+from metering.reconcile import balances, credit, rows
 from metering.reconcile.check import BusCheck, SqlCheck
 from metering.reconcile.events import usage_events
 from metering.reconcile.facts import facts
@@ -15,6 +15,8 @@ IN_SNAPSHOT: Final[tuple[SqlCheck, ...]] = (
     balances.spent,
     balances.sequence,
     balances.usage_sent,
+    credit.grants,
+    credit.outbox,
 )
 """All see the same moment of the books."""
 WITH_BUS: Final[tuple[BusCheck, ...]] = (facts, usage_events)

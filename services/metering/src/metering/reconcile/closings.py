@@ -20,7 +20,7 @@ from contracts.rpc.reconcile import CloseDays, CloseDaysReply, ClosedDay
 from metering.reconcile.check import Connection, Difference, Found, text
 
 FORM: Final = 1
-_LOCK: Final = 7_201_190_511_345
+_LOCK: Final = 7_201_190_511_362
 _WAIT: Final = timedelta(minutes=10)
 """After the end of a day no transaction is under way any more that began in it: a turn is cut off after seconds."""
 _BEGINNING: Final = bytes(32)

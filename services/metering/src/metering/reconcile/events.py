@@ -14,13 +14,14 @@ import msgspec
 from contracts.cloudevent import UsageEvent
 from contracts.ids import is_call_id
 from metering.reconcile.check import DIFFERENCES_MAX, Connection, Difference, Found, Window, text
+from metering.reconcile.session import BY_INDEX
 from metering.reconcile.stream import BusView
 from runtime.stream_pages import Stored
 
 _EVENT: Final = msgspec.json.Decoder(UsageEvent)
 _BOOKED: Final = """
 select u.place, l.account, l.acct_seq, l.amount
-from unnest($1::uuid[]) with ordinality u(id, place) left join metering.ledger l on l.call_id = u.id order by u.place
+from unnest($1::uuid[]) with ordinality u(id, place) left join metering.ledger l on l.call_id = u.id
 """
 _SENT: Final = """
 select l.account, min(l.acct_seq) as first, max(l.acct_seq) as last, count(*) as calls
@@ -86,7 +87,10 @@ class _Events:
                     events.append((event, amount))
                 else:
                     self._orphan(event)
-        rows = await self.connection.fetch(_BOOKED, [event.data.call_id for event, _ in events])
+        async with self.connection.transaction(readonly=True):
+            await self.connection.execute(BY_INDEX)
+            rows = await self.connection.fetch(_BOOKED, [event.data.call_id for event, _ in events])
+        rows.sort(key=lambda row: int(row["place"]))
         for (event, amount), row in zip(events, rows, strict=True):
             self._compare(event, amount, row)
 

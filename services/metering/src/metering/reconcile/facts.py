@@ -16,6 +16,7 @@ from contracts import subjects
 from contracts.events import CallState
 from metering.events import Fact, UnreadableFactError, read
 from metering.reconcile.check import DIFFERENCES_MAX, Connection, Difference, Found, Window, text
+from metering.reconcile.session import BY_INDEX
 from metering.reconcile.stream import BusView
 from runtime.stream_pages import Stored
 
@@ -28,10 +29,9 @@ select f.place, c.state, c.account, c.epoch, c.hold, c.credits + coalesce(j.amou
 from unnest($1::uuid[], $2::int[]) with ordinality f(id, epoch, place)
     left join metering.model_call c on c.id = f.id
     left join metering.late_completion l on l.call_id = f.id and l.epoch = f.epoch
-    left join (
-        select a.call_id, sum(a.amount) as amount from metering.adjustment a where a.target = 'call' group by a.call_id
-    ) j on j.call_id = f.id
-order by f.place
+    left join lateral (
+        select sum(a.amount) as amount from metering.adjustment a where a.call_id = f.id and a.target = 'call'
+    ) j on true
 """
 _PARKED: Final = "select digest from metering.parked where digest = any ($1)"
 _SETTLED: Final = (
@@ -67,7 +67,10 @@ class _Facts:
             if len(self.seen) < _IDS_MAX:
                 self.seen.add(_key(fact.call_id))
         epochs = [fact.epoch for _, fact in facts]
-        rows = await self.connection.fetch(_CALLS, [fact.call_id for _, fact in facts], epochs)
+        async with self.connection.transaction(readonly=True):
+            await self.connection.execute(BY_INDEX)
+            rows = await self.connection.fetch(_CALLS, [fact.call_id for _, fact in facts], epochs)
+        rows.sort(key=lambda row: int(row["place"]))
         lost = []
         for (message, fact), row in zip(facts, rows, strict=True):
             if row["state"] is None or row["account"] != fact.account:

@@ -21,7 +21,7 @@ from contracts.rpc.reconcile import (
 from metering.reconcile.charges import priced
 from metering.reconcile.check import Connection, text
 from metering.reconcile.repairs import Note, put_right
-from metering.reconcile.session import connected
+from metering.reconcile.session import BY_INDEX, connected
 
 _APART: Final = timedelta(days=1)
 """By how much a call's id may be older or younger than its settling; `hub reconcile` looks at the others too."""
@@ -65,9 +65,11 @@ async def recompute(dsn: str, request: Recompute) -> RecomputePage:
         raise HubError(ErrorCode.INVALID_REQUEST, "`after` is the id of a call.", param="after")
     after = UUID(request.after) if request.after is not None else _id_at(since - _APART)
     async with connected(dsn) as connection:
-        rows = await connection.fetch(
-            _PAGE, after, _id_at(until + _APART), since, until, request.account, request.limit + 1
-        )
+        async with connection.transaction(readonly=True):
+            await connection.execute(BY_INDEX)
+            rows = await connection.fetch(
+                _PAGE, after, _id_at(until + _APART), since, until, request.account, request.limit + 1
+            )
         shown = rows[: request.limit]
         differences = []
         charged = total = ZERO

@@ -18,6 +18,7 @@ from contracts.rpc.reconcile import ReconcileRepair, ReconcileRepaired
 from metering.pricing import PricingError
 from metering.reconcile.charges import priced
 from metering.reconcile.check import Connection, text
+from metering.reconcile.credit import REPORT
 from metering.reconcile.session import connected
 
 _DIFFERENCE: Final = (
@@ -60,6 +61,17 @@ _FREE: Final = """
 select s.number from generate_series(1, $2::bigint) s(number)
 where not exists (select 1 from metering.ledger l where l.account = $1 and l.acct_seq = s.number) order by 1
 """
+_BOOK_AT: Final = """
+select case
+    when not exists (select 1 from metering.closing k where k.day = d.day) then $2
+    when coalesce((select k.calls from metering.closing_account k where k.account = $1 and k.day = d.day), 0)
+        > (select count(*) from metering.ledger l
+            where l.account = $1 and l.at >= d.day::timestamptz and l.at < (d.day + 1)::timestamptz) then $2
+    else now()
+end
+from (select ($2::timestamptz at time zone 'UTC')::date as day) d
+"""
+"""When it was settled, unless that day was closed without it: then now, because no closed day may change."""
 _SAID: Final = (
     "select d.found from metering.difference d join metering.reconciliation r on r.id = d.run_id"
     " where d.call_id = $1 and d.account = $2 and d.name = 'event_orphan' order by r.started_at desc limit 1"
@@ -130,6 +142,8 @@ async def _repaired(connection: Connection, row: asyncpg.Record, note: Note) -> 
             return await _move(connection, locked, "spent", await connection.fetchval(_BOOKED, account), note)
         case "ledger_missing":
             return await _book(connection, locked, call_id)
+        case "outbox_missing":
+            return await _report(connection, call_id)
         case "charge" | "ledger_amount":
             return await put_right(connection, call_id, note)
         case _:
@@ -207,8 +221,16 @@ async def _book(connection: Connection, account: asyncpg.Record, call_id: object
         if said.startswith(f"#{candidate} "):
             number = candidate
     row = unbooked[place]
-    await connection.execute(_BOOK, row["id"], account["id"], number, row["credits"], row["settled_at"])
+    at = await connection.fetchval(_BOOK_AT, account["id"], row["settled_at"])
+    await connection.execute(_BOOK, row["id"], account["id"], number, row["credits"], at)
     return f"call {call_id}: ledger row {number} of {account['id']} written with {text(row['credits'])}"
+
+
+async def _report(connection: Connection, call_id: object) -> str:
+    identifier = await connection.fetchval(REPORT, call_id)
+    if identifier is None:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    return f"call {call_id}: {identifier} is in the outbox again"
 
 
 async def _cancel_orphan(connection: Connection, call_id: object, note: Note) -> str:

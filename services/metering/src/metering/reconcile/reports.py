@@ -28,6 +28,7 @@ _ALIVE: Final = (
     " and database = (select oid from pg_database where datname = current_database()))"
 )
 _PAGE: Final = "select * from metering.difference where run_id = $1 and number > $2 order by number limit $3"
+_CLOSED: Final = "select day, chain from metering.closing order by day desc limit 1"
 _ACCEPT: Final = (
     "insert into metering.difference_accepted (id, reason, accepted_by) values ($1, $2, $3) on conflict do nothing"
 )
@@ -58,6 +59,7 @@ async def get(pool: Pool, request: ReconcileGet) -> ReconcileReport:
         state = "lost" if row["state"] == "running" else row["state"]
     page = await pool.fetch(_PAGE, row["id"], request.after, request.limit + 1)
     shown = page[: request.limit]
+    closed = await pool.fetchrow(_CLOSED)
     return ReconcileReport(
         run_id=str(row["id"]),
         scope=row["scope"],
@@ -71,6 +73,8 @@ async def get(pool: Pool, request: ReconcileGet) -> ReconcileReport:
         accepted=row["accepted"],
         page=tuple(_view(each) for each in shown),
         next_after=shown[-1]["number"] if len(page) > len(shown) else None,
+        closed_day=None if closed is None else closed["day"].isoformat(),
+        closed_chain=None if closed is None else bytes(closed["chain"]).hex(),
     )
 
 

@@ -27,7 +27,7 @@ from metering.reconcile.stream import BusView
 from runtime.postgres import UNKNOWN_OUTCOME, Pool
 from runtime.stream_pages import StreamReadError
 
-LOCK: Final = 7_201_190_511_344
+LOCK: Final = 7_201_190_511_361
 _log = structlog.get_logger("reconcile")
 _LOCK_TRIES: Final = 40
 _LOCK_PAUSE_S: Final = 0.05

@@ -11,6 +11,11 @@ from metering.reconcile.check import Connection
 _CONNECT_S: Final = 5.0
 _SETTINGS: Final = {"application_name": "metering-reconcile", "jit": "off", "timezone": "UTC"}
 _STATEMENT_S: Final = 900
+BY_INDEX: Final = (
+    "set local enable_sort = off; set local enable_bitmapscan = off; set local enable_hashjoin = off;"
+    " set local enable_mergejoin = off"
+)
+"""For a transaction that reads a page: tables that have grown since they were last analysed would be read whole."""
 
 
 async def connect(dsn: str) -> Connection:

@@ -1,5 +1,6 @@
 """What administrators do to rates: set, look back, deprecate, import, mark up, check, approve."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,7 +31,8 @@ _HUNDREDTH: Final = Decimal("0.01")
 class Administration:
     """The rates of one hub, as their administrators see them.
 
-    Every method raises what PostgreSQL raises, and `HubError` for what is refused.
+    Every method raises what PostgreSQL raises, and `HubError` for what is refused. What takes a thousand rates at once
+    is computed in a thread, so that the calls of this router go on.
     """
 
     catalog: Catalog
@@ -107,7 +109,7 @@ class Administration:
             changed_by=by(question.changed_by),
             now=datetime.now(UTC),
         )
-        plan = synced(stored.rates, package, options)
+        plan = await asyncio.to_thread(synced, stored.rates, package, options)
         report = await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
         errors = tuple(f"The price package knows no provider {name!r}." for name in unknown)
         return report.model_copy(update={"errors": errors})
@@ -116,15 +118,15 @@ class Administration:
         """Compute imported rates again with another margin."""
         stored = await self.store.read()
         policy = self._policy(question.margin_percent, question.credit_price)
-        plan = with_margin(stored.rates, policy, by(question.changed_by))
+        plan = await asyncio.to_thread(with_margin, stored.rates, policy, by(question.changed_by))
         return await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
 
     async def check(self, question: questions.RatesCheck) -> questions.CheckReport:
         """Hold the rates against today's costs; the finding is kept."""
         stored = await self.store.read()
-        package = await self._package({row.pattern.partition("/")[0] for row in stored.rates})
-        costs = Costs(package)
-        findings = checked(stored.rates, costs, self.policy)
+        providers = {row.pattern.partition("/")[0] for row in stored.rates}
+        costs = Costs(await self._package(providers) if providers else PackagePrices())
+        findings = await asyncio.to_thread(checked, stored.rates, costs, self.policy)
         actions: dict[str, str] = {}
         if question.apply:
             actions = await self._act(findings, stored.revision, by(question.changed_by))

@@ -18,12 +18,12 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from contracts import streams, subjects
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.catalog import CatalogChanged, ProviderView, Snapshot
+from contracts.rpc.catalog import CatalogChanged, ProviderView, RateView, Snapshot
 from provider_router.catalog import package
 from provider_router.catalog.costs import Policy
 from provider_router.catalog.package import PackagePrices
 from provider_router.catalog.providers import Provider
-from provider_router.catalog.rates import AT_COST, in_force
+from provider_router.catalog.rates import AT_COST, in_order, packaged
 from provider_router.sql.store import Store, Stored
 from runtime.bus import Bus
 from runtime.postgres import UNKNOWN_OUTCOME
@@ -64,6 +64,7 @@ class Catalog:
         self._js = js
         self._policy = policy
         self._prices = PackagePrices()
+        self._packaged: tuple[RateView, ...] = ()
         self._views: tuple[ProviderView, ...] = ()
         self._stored: Stored | None = None
         self._snapshot: Snapshot | None = None
@@ -174,11 +175,9 @@ class Catalog:
         """Take over what the database says; an older answer that comes late changes nothing."""
         announced = self._announced
         stored = await self._store.read()
-        if self._stored is not None and stored.revision < self._stored.revision:
+        if not await self._take(stored):
             return
-        self._stored = stored
         self._begins_at = None if stored.begins_in_s is None else time.monotonic() + stored.begins_in_s
-        self._build()
         if stored.revision >= self._announced or announced == self._announced:
             # Read after the last announcement: that it promised more than there is is not worth waiting for.
             self._announced = stored.revision
@@ -187,16 +186,23 @@ class Catalog:
     async def _read_package(self) -> None:
         known = [name for name, provider in self._providers.items() if provider.kind != "demo"]
         self._prices = await package.read(known)
+        self._packaged = await asyncio.to_thread(packaged, self._prices, self._policy)
         self._views = tuple(self._view(provider) for provider in self._providers.values())
         if self._stored is not None:
-            self._build()
+            await self._take(self._stored)
 
-    def _build(self) -> None:
-        if self._stored is None:
-            return
+    async def _take(self, stored: Stored) -> bool:
+        """Make the snapshot of these rates, in a thread: a thousand take as long as many calls; False = it is old."""
         demo = any(provider.kind == "demo" for provider in self._providers.values())
-        rates = in_force(self._stored.rates, self._prices, demo=demo, policy=self._policy)
-        self._snapshot = Snapshot(revision=self._stored.revision, providers=self._views, rates=rates)
+        known = None
+        while known is not self._packaged:  # the package may be read again meanwhile
+            known = self._packaged
+            rates = await asyncio.to_thread(in_order, stored.rates, known, demo=demo)
+        if self._stored is not None and stored.revision < self._stored.revision:
+            return False
+        self._stored = stored
+        self._snapshot = Snapshot(revision=stored.revision, providers=self._views, rates=rates)
+        return True
 
     def _view(self, provider: Provider) -> ProviderView:
         models = self._prices.models.get(provider.name) if provider.models is None else provider.models

@@ -112,7 +112,7 @@ async def read(providers: Sequence[str]) -> PackagePrices:
         raise PackageError(f"no prices within {_DEADLINE_S:.0f} s") from error
     if child.returncode != 0:
         raise PackageError(f"the price reader ended with code {child.returncode}")
-    return PackagePrices.model_validate_json(output)
+    return await asyncio.to_thread(PackagePrices.model_validate_json, output)  # calls go on meanwhile
 
 
 def resolve(providers: Iterable[str], now: datetime) -> PackagePrices:

@@ -87,8 +87,17 @@ def in_force(
     A pattern set by hand goes before any other, however broad: whoever sets `openai/*` means all of them. Then come
     rates imported from the package, and last its prices as they are today.
     """
+    return in_order(stored, packaged(package, policy), demo=demo)
+
+
+def packaged(package: PackagePrices, policy: Policy) -> tuple[RateView, ...]:
+    """The package's prices as rates, the most specific first."""
+    return tuple(sorted((from_package(rate, package.version, policy) for rate in package.rates), key=_order))
+
+
+def in_order(stored: Iterable[RateRow], known: Iterable[RateView], *, demo: bool) -> tuple[RateView, ...]:
+    """As `in_force`, with the package's part made before."""
     ours = sorted((from_row(row) for row in stored), key=lambda rate: (rate.source != OPERATOR, *_order(rate)))
-    known = sorted((from_package(rate, package.version, policy) for rate in package.rates), key=_order)
     return (*ours, *((DEMO_RATE,) if demo else ()), *known)
 
 

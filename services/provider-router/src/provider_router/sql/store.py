@@ -1,5 +1,6 @@
 """Statements on schema `catalog`: providers and rate versions."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -119,7 +120,8 @@ class Store:
             revision: int = await connection.fetchval(_REVISION)
             rows = await connection.fetch(_IN_FORCE)
             begins_in_s: float | None = await connection.fetchval(_BEGINS)
-        return Stored(revision, tuple(from_record(row) for row in rows), begins_in_s)
+        rates = await asyncio.to_thread(_from_records, rows)  # a thousand take as long as many calls
+        return Stored(revision, rates, begins_in_s)
 
     async def history(
         self, pattern: str | None, before: int | None, limit: int
@@ -162,6 +164,10 @@ class Store:
                 )
             await connection.execute(_GONE, [provider.name for provider in providers])
         return revision
+
+
+def _from_records(rows: "Sequence[asyncpg.Record]") -> tuple[RateRow, ...]:
+    return tuple(from_record(row) for row in rows)
 
 
 async def add_rates(connection: "Connection", rates: Sequence[NewRate], based_on: int | None = None) -> Added:

@@ -78,6 +78,7 @@ create table metering.payment_account (
     pending metering.credit,
     grants int not null default 0,
     seq bigint not null default -1,
+    reading bigint not null default 0,
     refreshed_at timestamptz,
     refresh_at timestamptz not null default now(),
     idle_s int not null default 0,
@@ -91,6 +92,9 @@ comment on table metering.payment_account is 'What accounts have at Payment Kit,
 comment on column metering.payment_account.target is
     'What `account.granted` shall be: reported + balance - pending, as read together. Below zero = owes.';
 comment on column metering.payment_account.seq is 'account.seq at the last reading: tells whether anything was spent since.';
+
+create sequence metering.payment_reading;
+comment on sequence metering.payment_reading is 'Numbers readings, so that a slow one does not undo a later one.';
 
 create table metering.payment_control (
     single boolean primary key default true check (single),
@@ -142,7 +146,7 @@ end $$;
 -- Take over what was read at Payment Kit. `reported` is what had been spent and marked as sent before the reading, so
 -- nothing that is not yet there is forgotten, and nothing counts twice.
 create function metering.mirror(payer text, read_balance numeric, read_pending numeric, reported numeric, read_grants int,
-    read_seq bigint, next_refresh interval, idle int) returns numeric language plpgsql as $$
+    read_seq bigint, next_refresh interval, idle int, read_number bigint) returns numeric language plpgsql as $$
 declare
     wanted numeric := reported + read_balance - read_pending;
     free numeric;
@@ -150,11 +154,13 @@ begin
     insert into metering.account (id) values (payer) on conflict do nothing;
     perform 1 from metering.account a where a.id = payer for no key update;
     update metering.account a set granted = greatest(wanted, a.spent + a.held)
-    where a.id = payer and a.granted <> greatest(wanted, a.spent + a.held);
-    update metering.payment_account p set target = wanted, balance = read_balance, pending = read_pending,
+    from metering.payment_account p
+    where a.id = payer and p.account = payer and p.reading < read_number
+        and a.granted <> greatest(wanted, a.spent + a.held);
+    update metering.payment_account p set reading = read_number, target = wanted, balance = read_balance, pending = read_pending,
         grants = read_grants, seq = read_seq, refreshed_at = now(), refresh_at = now() + next_refresh, idle_s = idle,
         problem = ''
-    where p.account = payer;
+    where p.account = payer and p.reading < read_number;
     select a.granted - a.spent - a.held into free from metering.account a where a.id = payer;
     return free;
 end $$;
@@ -197,3 +203,4 @@ grant select, insert on metering.outbox to metering;
 grant update (batch, lane, state, tries, fence, next_at, first_try_at, reason, event_id, sent_at) on metering.outbox to metering;
 grant select, insert, update on metering.payment_account to metering;
 grant select, update on metering.payment_control to metering;
+grant usage on sequence metering.payment_reading to metering;

@@ -86,24 +86,22 @@ create table metering.closing_account (
 create index closing_account_day on metering.closing_account (day);
 comment on column metering.closing_account.amount_total is 'Ledger of the account from its first row to the end of day.';
 
--- Form 1 of the digests: per row SHA-256 of a JSON array as PostgreSQL's jsonb writes it; per account SHA-256 of its
--- rows' digests, one after the other: calls by sequence, then adjustments by id. A later form gets a function of its own.
+-- Form 1 of the digests. Per row SHA-256 of a JSON array as PostgreSQL's jsonb writes it, with the row's own columns, so
+-- that those of later migrations are protected too: null ones are left out, and a new column that is not null for old
+-- rows needs another form. `written_off` is the one column that a settled call changes. Per account SHA-256 of its rows'
+-- digests, one after the other: calls by sequence, then adjustments by id.
 create function metering.day_digests_1(of_day date)
 returns table (account text, calls bigint, amount numeric, digest bytea)
 language sql stable set timezone = 'UTC' as $$
     with row as (
         select l.account, 1 as kind, l.acct_seq as place, l.call_id as id, l.amount,
-            sha256(convert_to(jsonb_build_array('call', l.call_id, l.account, l.acct_seq, l.amount::text,
-                extract(epoch from l.at)::text, c.account, c.state, c.outcome, c.kind, c.model, c.provider,
-                c.provider_model, c.hold::text, c.credits::text, c.overrun::text, c.input_tokens, c.output_tokens,
-                c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.usage_source, c.rates, c.error_code
-            )::text, 'UTF8')) as digest
+            sha256(convert_to(jsonb_build_array('call', jsonb_strip_nulls(to_jsonb(l)),
+                jsonb_strip_nulls(to_jsonb(c) - 'written_off'))::text, 'UTF8')) as digest
         from metering.ledger l left join metering.model_call c on c.id = l.call_id
         where l.at >= of_day::timestamptz and l.at < (of_day + 1)::timestamptz
         union all
         select j.account, 2, 0, j.id, 0,
-            sha256(convert_to(jsonb_build_array('adjustment', j.id, j.account, j.call_id, j.target, j.amount::text,
-                j.difference, j.reason, j.made_by, extract(epoch from j.at)::text)::text, 'UTF8'))
+            sha256(convert_to(jsonb_build_array('adjustment', jsonb_strip_nulls(to_jsonb(j)))::text, 'UTF8'))
         from metering.adjustment j
         where j.at >= of_day::timestamptz and j.at < (of_day + 1)::timestamptz
     )
