@@ -127,7 +127,7 @@ async def test_status_shows_each_duty_with_its_last_and_next_run(hub: EmbeddedHu
         done = {each["duty"] for each in found if each["result"] == "done"}  # a first run may come before its owner
         return found if done == duties else None
 
-    found = await until(shown, within_s=60, what="each duty has run")
+    found = await until(shown, within_s=90, what="each duty has run")
     assert found is not None
     assert all(each["next_at"] > each["ended_at"] for each in found)
     code, out, _ = await run(hub, "status")
