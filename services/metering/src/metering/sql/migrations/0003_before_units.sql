@@ -5,7 +5,17 @@ comment on column metering.model_call.units is
     'Used beside the token columns: cache_write_1h_tokens, pieces. Null = nothing.';
 alter type metering.fact add attribute units jsonb;
 
--- The turn as it was, and `units` with the other figures of a fact.
+-- The turn with what idempotent answers and units ask of it.
+--
+-- One turn: settle first (it frees credit), reserve second, in one transaction.
+--
+-- `accounts` are the accounts of all facts and admissions, each once: locked in the order of their ids before anything
+-- else, so that turns of several processes cannot deadlock. Calls and digests occur at most once in a turn. Tables are
+-- joined to the arrays by index only, never one CTE to another: the session forbids hash joins, because a plan made
+-- while the tables were empty would otherwise read them whole, for ever.
+--
+-- `digest` of an admission is that of the key, 64 hex digits, and behind it that of the body, if there is one: so the
+-- type stays what processes of the last release send.
 create or replace function metering.turn(
     accounts text[], facts metering.fact[], asked metering.admission[], has_digests boolean,
     oldest_ms bigint, newest_ms bigint, lease interval, claim interval,
