@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,8 +114,8 @@ class Scene:
         await self.hub.processes.start(name, {"PYTHONPATH": path, "TEST_CLOCK_STEP_S": str(step_s)})
         await self.hub.ready(name)
 
-    async def mend(self) -> None:
-        """Bring everything back as it was at first: all processes run, nothing is armed, slow or stopped."""
+    async def mend(self, *, without: Collection[str] = ()) -> None:
+        """Bring everything back as it was at first: all processes but some run, nothing is armed, slow or stopped."""
         for proxy in self.hub.proxies.values():
             proxy.latency_s, proxy.refuse = 0.0, False
             proxy.resume()
@@ -128,10 +128,12 @@ class Scene:
         for name in self._armed & set(self.hub.processes.pids):
             await self.hub.kill(name)
         self._armed.clear()
-        missing = [name for name in self.hub.processes.names if name not in self.hub.processes.pids]
+        await self.hub.kill(*(name for name in without if name in self.hub.processes.pids))
+        wanted = [name for name in self.hub.processes.names if name not in without]
+        missing = [name for name in wanted if name not in self.hub.processes.pids]
         if missing:
             await self.hub.start(*missing)
-        await self.hub.ready()
+        await self.hub.ready(*wanted)
         for payer in self.payers:
             await payer.close()
         self.payers.clear()

@@ -15,16 +15,18 @@ from faults.scene import Scene
 
 PRICE = Decimal("0.001") * INPUT_TOKENS + Decimal("0.002") * len(PIECES)
 RESUMABLE = {"x-hub-resumable": "true"}
+SPARE_ROUTER = "provider-router-2"
+"""Runs only in tests that start it."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole_scene(set_scene: SetScene) -> Scene:
-    return await set_scene(counts={"gateway": 2}, env={"HUB_SETTLE_S": "3"})
+    return await set_scene(counts={"gateway": 2, "provider-router": 2}, env={"HUB_SETTLE_S": "3"})
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def scene(whole_scene: Scene) -> Scene:
-    await whole_scene.mend()
+    await whole_scene.mend(without={SPARE_ROUTER})
     return whole_scene
 
 
@@ -136,9 +138,9 @@ async def test_a_request_that_waits_for_a_call_whose_router_died_becomes_a_call_
     first = payer.begin(headers=key)
     await scene.provider.asked()
     waiting = payer.begin(gateway=1, headers=key)
-    await scene.hub.kill("provider-router")
+    await scene.hub.start(SPARE_ROUTER)
     scene.provider.always(Reply())
-    await scene.hub.start("provider-router")
+    await scene.hub.kill("provider-router")
     await payer.ended(first)
     assert first.error in {"router_lost", "stale"}  # whoever notices first
     await payer.ended(waiting)
