@@ -45,7 +45,9 @@ def _test_texts() -> str:
         path for folder in ("services", "deploy", "libs/runtime", "tests") for path in (ROOT / folder).rglob("*.py")
     ]
     chosen = [
-        path for path in files if "tests" in path.parts and "tidy" not in path.parts and "bench" not in path.parts
+        path
+        for path in files
+        if "tests" in (parts := path.relative_to(ROOT).parts) and not {"tidy", "bench"}.intersection(parts)
     ]
     return "\n".join(path.read_text("utf-8") for path in chosen)
 
