@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from nats.js.errors import KeyNotFoundError
 from pydantic import BaseModel
 from rig.waiting import until
@@ -20,12 +21,12 @@ from contracts import permissions, subjects
 from contracts.duties import DutyRun
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_process_id
-from contracts.rpc import metering, reconcile
+from contracts.rpc import credit, metering, reconcile
 from contracts.rpc.envelope import Problem
 from contracts.streams import DUTY_LEASES, DUTY_RUNS
 from janitor import schedule
 from janitor.app import janitor
-from janitor.duties import claims, closing, parked, partitions, stale_calls
+from janitor.duties import claims, closing, grants, parked, partitions, stale_calls
 from janitor.duties import reconcile as reconciliation
 from janitor.leases import DutyLease
 from janitor.runs import RunsLog
@@ -184,13 +185,31 @@ async def test_a_run_whose_lease_is_lost_is_cancelled_and_the_other_janitor_make
 async def test_a_run_that_fails_is_noted_and_repeated_soon(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_RETRY_S", 0.1)
     worker = Worker(fails=True)
-    async with kept(bus, worker, "janitor-1"):
-        run = await last_run(bus)
-        assert run.result == "failed"
-        assert "metering does not answer" in run.detail
-        await until_true(lambda: worker.begun >= 3, "it is tried again")
-        worker.fails = False
-        await until_true(lambda: worker.ended == 1, "it succeeds")
+    with structlog.testing.capture_logs() as logs:
+        async with kept(bus, worker, "janitor-1"):
+            run = await last_run(bus)
+            assert run.result == "failed"
+            assert "metering does not answer" in run.detail
+            await until_true(lambda: worker.begun >= 3, "it is tried again")
+            worker.fails = False
+            await until_true(lambda: worker.ended == 1, "it succeeds")
+    told = [
+        (entry["event"], entry.get("failures")) for entry in logs if entry["event"].startswith(("duty f", "duty d"))
+    ]
+    failures = worker.begun - 1
+    assert told == [("duty failed", None), ("duty done again", failures)], "each change is told once"
+
+
+@pytest.mark.parametrize(("period_s", "longest"), [(0.5, 5.0), (2.0, 5.0), (HOUR_S, 60.0)])
+def test_pauses_grow_while_a_duty_fails_and_are_the_period_once_it_is_done(period_s: float, longest: float) -> None:
+    past = schedule._Past(Duty(NAME, period_s, 0.0, LEASE_S, Worker().run))
+    pauses = [past.failed(HubError(ErrorCode.SERVICE_UNAVAILABLE, "away")) for _ in range(2000)]
+    assert 0.5 <= pauses[0] <= 1.0
+    assert all(pause <= longest for pause in pauses)
+    assert all(longest / 2 <= pause for pause in pauses[10:]), "and they go on at the longest"
+    assert len(set(pauses)) > 100, "janitors do not try again in step"
+    assert past.done() == period_s
+    assert past.failed(TimeoutError()) <= 1.0
 
 
 async def test_a_bug_in_a_duty_ends_its_loop(bus: Bus) -> None:
@@ -217,10 +236,12 @@ class Books:
         self.state = "done"
         self.differences = 0
         self.days_left = 9
+        self.accounts_due = 700
 
     async def listen(self) -> None:
         answers: dict[str, Callable[[], BaseModel]] = {
             metering.STALE: lambda: metering.StaleReply(calls=()),
+            credit.GRANTS_DUE: self._grants,
             reconcile.EXPIRE_CLAIMS: lambda: reconcile.ClaimsExpired(claims=3),
             reconcile.MAKE_PARTITIONS: lambda: reconcile.PartitionsMade(partitions=("ledger_2031_05",)),
             reconcile.PARKED_COUNT: lambda: reconcile.ParkedCount(parked=2, reasons={"unreadable": 2}),
@@ -249,6 +270,11 @@ class Books:
             "next_after": None,
         })  # fmt: skip
 
+    def _grants(self) -> BaseModel:
+        accounts = min(self.accounts_due, 500)
+        self.accounts_due -= accounts
+        return credit.GrantsDone(accounts=accounts, started=accounts, ended=2, more=accounts == 500)
+
     def _close(self) -> BaseModel:
         days = min(self.days_left, 7)
         self.days_left -= days
@@ -274,13 +300,15 @@ async def test_every_duty_asks_the_owner_and_operators_see_what_came_of_it(nats:
         runs = {
             name: await last_run(operator, name)
             for name in (
-                stale_calls.NAME, claims.NAME, partitions.NAME, parked.NAME, closing.NAME, reconciliation.NAME,
+                stale_calls.NAME, grants.NAME, claims.NAME, partitions.NAME, parked.NAME, closing.NAME,
+                reconciliation.NAME,
             )
         }  # fmt: skip
     await operator.close()
     assert {run.holder for run in runs.values()} == {process}
     assert {name: (run.result, run.detail) for name, run in runs.items()} == {
         stale_calls.NAME: ("done", "0 closed"),
+        grants.NAME: ("done", "700 begun, 4 ended"),
         claims.NAME: ("done", "3 dropped"),
         partitions.NAME: ("done", "1 made"),
         parked.NAME: ("done", "2 parked"),
@@ -305,7 +333,7 @@ async def test_differences_are_told_and_a_comparison_that_failed_is_a_failure(
 
 @pytest.mark.parametrize(
     "duty",
-    [claims.expire_claims, partitions.make_partitions, parked.watch_parked, closing.close_days,
+    [grants.advance_grants, claims.expire_claims, partitions.make_partitions, parked.watch_parked, closing.close_days,
      reconciliation.compare_books],
 )  # fmt: skip
 async def test_a_refusal_of_the_owner_is_a_failed_run(

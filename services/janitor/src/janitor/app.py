@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from contracts import subjects
 from contracts.events import now_text
 from contracts.streams import DUTY_LEASES, DUTY_RUNS
-from janitor.duties import claims, closing, parked, partitions, rate_check, reconcile, stale_calls
+from janitor.duties import claims, closing, grants, parked, partitions, rate_check, reconcile, stale_calls
 from janitor.leases import DutyLease
 from janitor.runs import RunsLog
 from janitor.schedule import Duty, keep
@@ -66,6 +66,7 @@ def table(settings: Settings, bus: Bus, js: JetStreamContext, tracing: Tracing) 
     compare, close = partial(reconcile.compare_books, bus), partial(closing.close_days, bus)
     return (
         Duty(stale_calls.NAME, s.stale_period_s, 0.1, lease_s, close_stale),
+        Duty(grants.NAME, s.grants_period_s, 0.1, lease_s, partial(grants.advance_grants, bus), grants.LIMIT_S),
         Duty(claims.NAME, s.claims_period_s, 0.1, calm_s, partial(claims.expire_claims, bus), 120.0),
         Duty(partitions.NAME, s.partitions_period_s, 0.1, calm_s, partial(partitions.make_partitions, bus), 30.0),
         Duty(reconcile.NAME, s.reconcile_period_s, 0.05, calm_s, compare, reconcile.LIMIT_S),

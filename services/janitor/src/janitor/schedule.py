@@ -17,7 +17,10 @@ from janitor.runs import Run, RunsLog
 
 _log = structlog.get_logger("schedule")
 _TICKS_PER_LEASE: Final = 4
-_RETRY_S: Final = 10.0
+_RETRY_S: Final = 1.0
+"""The first pause after a failure; each further one doubles it."""
+_RETRY_MAX_S: Final = (5.0, 60.0)
+"""A duty that is due often is tried again within the first, one that is due rarely within the second."""
 _AWAY: Final = (HubError, NatsError, TimeoutError, OSError)
 
 _runs = Counter("hub_janitor_duty_runs_total", "Runs of a duty by this janitor.", ["duty", "result"])
@@ -48,7 +51,7 @@ async def keep(duty: Duty, lease: DutyLease, log: RunsLog) -> None:
     that was missed.
     """
     tick = duty.lease_s / _TICKS_PER_LEASE
-    claim = _Claim(duty, lease, log)
+    claim, past = _Claim(duty, lease, log), _Past(duty)
     running: asyncio.Task[str] | None = None
     try:
         while True:
@@ -65,7 +68,7 @@ async def keep(duty: Duty, lease: DutyLease, log: RunsLog) -> None:
             if running.done():
                 ended, running = running, None
                 if not ended.cancelled():
-                    claim.due_at = time.monotonic() + await _ended(duty, ended, log)
+                    claim.due_at = time.monotonic() + await _ended(duty, ended, log, past)
     finally:
         while running is not None and not running.done():
             # Repeated: before Python 3.12 `wait_for` loses a cancellation that comes with its result.
@@ -83,6 +86,8 @@ class _Claim:
     held: bool = False
     due_at: float = 0.0
     _sure_at: float = 0.0
+    _unknown: str = ""
+    """The error that was logged last, while the lease is not known."""
 
     async def renew(self) -> bool:
         """Take or keep the lease; whether it is ours for certain."""
@@ -97,8 +102,11 @@ class _Claim:
                 _log.info("duty taken", duty=name)
                 self.due_at = time.monotonic() + await self.log.due_in_s(name, self.duty.period_s)
         except _AWAY as error:
-            _log.warning("duty lease unknown", duty=name, error=type(error).__name__, detail=str(error)[:200])
+            if self._unknown != (kind := type(error).__name__):
+                _log.warning("duty lease unknown", duty=name, error=kind, detail=str(error)[:200])
+            self._unknown = kind
             return False
+        self._unknown = ""
         return self.held
 
     def is_alive(self) -> bool:
@@ -106,28 +114,52 @@ class _Claim:
         return self.held and time.monotonic() - self._sure_at < self.duty.lease_s
 
 
+@dataclass(slots=True)
+class _Past:
+    """The failures of a duty in a row: each makes the next pause longer, and the same one is logged once."""
+
+    duty: Duty
+    failures: int = 0
+    _told: str = ""
+
+    def failed(self, error: BaseException) -> float:
+        """Returns the seconds until the next try."""
+        kind = str(error.code) if isinstance(error, HubError) else type(error).__name__
+        if kind != self._told:
+            _log.warning("duty failed", duty=self.duty.name, error=kind, detail=str(error)[:200])
+        self._told = kind
+        self.failures += 1
+        often, rarely = _RETRY_MAX_S
+        longest = min(max(self.duty.period_s, often), rarely)
+        pause_s = min(_RETRY_S * 2.0 ** min(self.failures - 1, 10), longest)
+        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+    def done(self) -> float:
+        """Returns the seconds until the next run."""
+        if self.failures:
+            _log.info("duty done again", duty=self.duty.name, failures=self.failures)
+        self.failures, self._told = 0, ""
+        return self.duty.period_s * random.uniform(1 - self.duty.jitter, 1 + self.duty.jitter)  # noqa: S311
+
+
 async def _limited(duty: Duty) -> str:
     async with asyncio.timeout(duty.limit_s or duty.lease_s):
         return await duty.run()
 
 
-async def _ended(duty: Duty, task: "asyncio.Task[str]", log: RunsLog) -> float:
+async def _ended(duty: Duty, task: "asyncio.Task[str]", log: RunsLog, past: _Past) -> float:
     """Note what came of a run; returns the seconds until the next. A bug in a duty is raised."""
     try:
         result, is_done = task.result(), True
+        pause_s = past.done()
     except _AWAY as error:
         result, is_done = f"{type(error).__name__}: {error}"[:300], False
-        _log.warning("duty failed", duty=duty.name, error=type(error).__name__, detail=str(error)[:200])
+        pause_s = past.failed(error)
     _runs.labels(duty.name, "done" if is_done else "failed").inc()
     if is_done:
         _last.labels(duty.name).set_to_current_time()
-    pause_s = _spread(duty.period_s, duty.jitter) if is_done else min(duty.period_s, _RETRY_S)
     try:
         await log.note(duty.name, Run.now(result, is_done, pause_s))
     except (NatsError, TimeoutError, OSError) as error:
         _log.warning("duty run not noted", duty=duty.name, error=type(error).__name__)
     return pause_s
-
-
-def _spread(period_s: float, jitter: float) -> float:
-    return period_s * random.uniform(1 - jitter, 1 + jitter)  # noqa: S311 - no secret

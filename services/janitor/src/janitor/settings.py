@@ -20,6 +20,9 @@ class Settings(ServiceSettings):
     duty_lease_s: float = Field(
         4.0, ge=0.5, le=60, description="Seconds of silence after which another janitor takes over a duty."
     )
+    grants_period_s: float = Field(
+        5.0, gt=0, le=3600, description="Seconds between two looks for grants that begin or end; the longest delay."
+    )
     claims_period_s: float = Field(3600.0, ge=1, description="Seconds between two clearings of expired keys.")
     partitions_period_s: float = Field(43_200.0, ge=1, description="Seconds between two looks for missing partitions.")
     reconcile_period_s: float = Field(3600.0, ge=1, description="Seconds between two comparisons of the books.")

@@ -14,7 +14,6 @@ from contracts import streams, subjects
 from contracts.rpc import metering as questions
 from metering import rpc
 from metering.leases import Leases, answering
-from metering.ledger import due
 from metering.ledger.notices import Notices
 from metering.payment_kit import adapter as payment_kit
 from metering.quarantine import Quarantine
@@ -89,8 +88,6 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         leases = Leases(pool, timedelta(seconds=settings.lease_s), settings.reserve_wait_s)
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
-        if payment is None:
-            await stack.enter_async_context(background("grants", due.run(pool, notices.changed, settings.grants_due_s)))
         await stack.enter_async_context(background("notices", notices.run()))
         await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))

@@ -48,7 +48,6 @@ def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed, paym
     answer(broker, ME, c.GRANTS_LIST, c.GrantsList, c.GrantsPage, partial(views.grants, pool))
     answer(broker, ME, c.TRANSACTIONS, c.TransactionsList, c.TransactionsPage, partial(views.transactions, pool))
     answer(broker, ME, c.STATEMENT, c.StatementGet, c.Statement, partial(statements.statement, pool))
-    answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
     if payment is None:
         _serve_ledger(broker, pool, changed)
     else:
@@ -69,6 +68,7 @@ def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed) -> None:
     _change(broker, c.REFUND_CALL, c.RefundCall, _telling(changed, partial(changes.refund_call, pool)))
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _telling(changed, partial(changes.refund_grant, pool)))
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _telling(changed, partial(changes.expire, pool)))
+    answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
     answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, off.status)
     answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, off.received)
     answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, off.pause)
@@ -83,6 +83,7 @@ def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     _change(broker, c.REFUND_CALL, c.RefundCall, _elsewhere)
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _elsewhere)
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _elsewhere)
+    answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, _none_due)
     answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, payment.status.get)
     answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, payment.callbacks.received)
     answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, payment.status.pause)
@@ -110,6 +111,11 @@ def _telling(
 
 async def _elsewhere(_request: BaseModel) -> c.CreditChanged:
     raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps the credit of this hub's accounts; change it there.")
+
+
+async def _none_due(_request: c.GrantsDue) -> c.GrantsDone:
+    """Payment Kit begins and ends its grants by itself; `granted` mirrors what it says."""
+    return c.GrantsDone(accounts=0, started=0, ended=0, more=False)
 
 
 def serve_books(broker: NatsBroker, pool: Pool, runs: Runs, usage: UsageEvents) -> None:

@@ -17,9 +17,6 @@ class Settings(PaymentKitSettings):
         5, ge=2, description="An outcome delivered so often without an answer is settled by a process of its own."
     )
     reserve_wait_s: float = Field(2.0, gt=0, description="Longest wait of a reserve before it is refused with 503.")
-    grants_due_s: float = Field(
-        5.0, gt=0, le=3600, description="Seconds between two looks for grants that begin or end; the longest delay."
-    )
     credit_low: Decimal = Field(
         Decimal(1), ge=0, lt=10**18, description="Balance at and below which a notice about low credit is sent."
     )

@@ -179,8 +179,7 @@ async def test_credit_that_a_call_holds_is_not_taken_and_ends_when_it_comes_back
     await _assert_explained(hub)
 
 
-async def test_grants_begin_and_end_by_themselves(hub: Neighbours) -> None:
-    await hub.restart_metering(grants_due_s=0.1)
+async def test_grants_begin_and_end_when_a_duty_asks(hub: Neighbours) -> None:
     now = datetime.now(UTC)
     later = _grant(amount="4", effective_at=now + timedelta(milliseconds=700), priority=7, name="Spring")
     brief = _grant(amount="2", expires_at=now + timedelta(milliseconds=1500))
@@ -189,6 +188,7 @@ async def test_grants_begin_and_end_by_themselves(hub: Neighbours) -> None:
     assert (first.available, first.upcoming) in {(2, 4), (6, 0)}
 
     async def settled() -> bool:
+        await hub.ask(c.GRANTS_DUE, c.GrantsDue(), c.GrantsDone)
         balance = await _balance(hub)
         return (balance.granted, balance.upcoming, balance.grants) == (4, 0, 1)
 

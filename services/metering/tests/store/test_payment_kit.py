@@ -19,6 +19,7 @@ from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_call_id
+from contracts.rpc import credit
 from contracts.rpc import metering as questions
 from contracts.rpc.metering import Grant, PaymentCallback, PaymentPause, PaymentRetry, PaymentStatusGet, ReserveCall
 from contracts.usage import Usage
@@ -461,3 +462,17 @@ async def _read_again(hub: Neighbours, account: str) -> None:
         return bool(await hub.books.fetchval(sql, account, before))
 
     await until(look, what="the balance was read again")
+
+
+async def test_grants_from_before_payment_kit_do_not_end_in_its_mirror(hub: Neighbours, kit: LocalKit) -> None:
+    kit.give(A, "5")
+    await charged(hub)
+    await until_even(hub, kit)
+    before = (await hub.account(A))["granted"]
+    await hub.books.execute(
+        "insert into metering.credit_lot (grant_id, account, priority, effective_at, expires_at, created_at, rest,"
+        " state, due_at) values (gen_random_uuid(), $1, 50, now(), now(), now(), 1, 'active', now())", A,
+    )  # fmt: skip
+    done = await hub.ask(credit.GRANTS_DUE, credit.GrantsDue(), credit.GrantsDone)
+    assert (done.accounts, done.ended) == (0, 0)
+    assert (await hub.account(A))["granted"] == before

@@ -1,20 +1,21 @@
 """Grants whose time has come: begun, or ended with what of them is free. Safe to run anywhere, at once and again."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import asyncpg
 import structlog
 
 from contracts.rpc.credit import GrantsDone, GrantsDue
 from metering import metrics
-from runtime.postgres import UNKNOWN_OUTCOME, Pool
+from runtime.postgres import Pool
 
 _log = structlog.get_logger("grants")
-_DUE: Final = "select distinct l.account from metering.credit_lot l where l.due_at <= now() order by l.account limit $1"
+_DUE: Final = (
+    "select l.account from metering.credit_lot l where l.due_at <= now()"
+    " group by l.account order by min(l.due_at), l.account limit $1"
+)
+"""Who waits longest first: accounts whose calls hold what has ended come again and again, and keep nobody waiting."""
 _ADVANCE: Final = "select started, ended from metering.credit_advance($1, now())"
-_BATCH: Final = 1000
 
 Changed = Callable[[Iterable[str]], None]
 """Told the accounts whose credit has changed."""
@@ -38,16 +39,3 @@ async def once(pool: Pool, changed: Changed, request: GrantsDue) -> GrantsDone:
         _log.info("grants begun and ended", accounts=len(accounts), started=started, ended=ended)
         changed(accounts)
     return GrantsDone(accounts=len(accounts), started=started, ended=ended, more=len(accounts) == request.limit)
-
-
-async def run(pool: Pool, changed: Changed, every_s: float) -> None:
-    """At start and every so often, until cancelled."""
-    while True:
-        try:
-            done = await once(pool, changed, GrantsDue(limit=_BATCH))
-        except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
-            _log.warning("grants wait", error=type(error).__name__, detail=str(error)[:200])
-        else:
-            if done.more and done.started + done.ended:
-                continue
-        await asyncio.sleep(every_s)
