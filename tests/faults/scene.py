@@ -100,6 +100,13 @@ class Scene:
         self._armed.add(name)
         await self.hub.processes.start(name, {"HUB_FAIL": point})
 
+    async def restart(self, name: str, env: dict[str, str]) -> None:
+        """Start a process again with other settings, until the scene is mended."""
+        await self.hub.kill(name)
+        self._armed.add(name)
+        await self.hub.processes.start(name, env)
+        await self.hub.ready(name)
+
     async def died(self, name: str) -> None:
         """Wait for a failpoint's kill."""
         assert await self.hub.gone(name) == -9

@@ -142,6 +142,12 @@ class KitProcess:
         """These faults and no others."""
         await self.control("faults", {"rules": list(rules)})
 
+    async def hits(self) -> dict[str, int]:
+        """How often each fault has befallen a request since faults were set."""
+        told = await self.control("told", {})
+        hits: dict[str, int] = told["hits"]
+        return hits
+
     async def _is_ready(self) -> bool:
         return await http_status(self.port, "/control/health") == 200
 

@@ -90,16 +90,17 @@ def judge(event: MeterEvent, answer: Answer) -> Judgement:
         return compare(event, answer.document)
     if refused.reason == "error_in_success" and _DUPLICATE.search(text):
         return Judgement(Result.LOOK_UP, text)
-    return _judge_error(refused)
+    return judge_error(refused)
 
 
 def before_answer(error: PaymentKitError) -> Judgement:
     """What it means for a row that no answer to its POST came, or that what comes before it failed: never parked."""
-    judged = _judge_error(error)
+    judged = judge_error(error)
     return replace(judged, result=Result.REFUSED) if judged.result is Result.PARKED else judged
 
 
-def _judge_error(error: PaymentKitError) -> Judgement:
+def judge_error(error: PaymentKitError) -> Judgement:
+    """What it means for a row that something failed which had to succeed."""
     reason = f"{error.reason} {error.status or ''} {error.detail}".strip()
     if error.transient:
         return Judgement(

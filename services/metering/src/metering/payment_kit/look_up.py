@@ -50,7 +50,7 @@ async def look_up(kit: PaymentKit, meters: Meters, event: MeterEvent) -> Judgeme
                 return compare(event, found)
         if len(listed) < _PAGE:
             return None
-    raise PaymentKitError("too_many_events", detail="the list of events has no end", transient=True)
+    raise PaymentKitError("too_many_events", detail="the list of events has no end")
 
 
 def _listed(document: Any) -> list[Any]:

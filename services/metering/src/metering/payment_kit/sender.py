@@ -15,7 +15,7 @@ import structlog
 from metering.payment_kit import outbox, records
 from metering.payment_kit.circuit import Circuit, backoff_s
 from metering.payment_kit.client import PaymentKit, PaymentKitError
-from metering.payment_kit.events import Judgement, Result, before_answer, judge
+from metering.payment_kit.events import Judgement, Result, before_answer, judge, judge_error
 from metering.payment_kit.look_up import look_up
 from metering.payment_kit.meter import Meters
 from metering.payment_kit.outbox import Mark, Picked, TransientErrors
@@ -143,9 +143,10 @@ class Sender:
         """
         meter = await self.meters.get()
         if row.tries > 1 and row.is_old:
-            found = await look_up(self.kit, self.meters, row.event)
+            found = await self._looked_up(row)
             if found is not None:
                 return found
+        failpoints.hit("metering.before_post")
         answer = await self.kit.send("POST", "/api/meter-events", body=row.event.body(meter.event_name))
         failpoints.hit("metering.after_post")
         judgement = judge(row.event, answer)
@@ -153,12 +154,26 @@ class Sender:
             self.meters.forget()
         if judgement.result is not Result.LOOK_UP:
             return judgement
-        found = await look_up(self.kit, self.meters, row.event)
+        found = await self._looked_up(row)
         if found is not None:
             return replace(found, reason=found.reason or "was known")
         if row.tries >= _DUPLICATE_TRIES_MAX:
             return Judgement(Result.PARKED, f"said to be known, but not listed: {judgement.reason}")
         return Judgement(Result.RETRY, judgement.reason, unhealthy=answer.status >= 500)  # noqa: PLR2004
+
+    async def _looked_up(self, row: Picked) -> Judgement | None:
+        """The event as Payment Kit has it; None when it has none. Parked when its list makes no sense.
+
+        Raises:
+            PaymentKitError: Payment Kit is away, or must be set up rightly first.
+        """
+        try:
+            return await look_up(self.kit, self.meters, row.event)
+        except PaymentKitError as error:
+            judged = judge_error(error)
+            if judged.result is not Result.PARKED:
+                raise
+            return replace(judged, reason=f"in doubt, and cannot be looked up: {judged.reason}")
 
     def _mark(self, row: Picked, judgement: Judgement) -> Mark:
         records.POSTS.labels(judgement.result).inc()
