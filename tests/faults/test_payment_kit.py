@@ -202,16 +202,33 @@ async def test_kill_after_kill_leaves_every_book_alike(scene: Scene, kit: Kit) -
     assert await even(scene, kit, payer) > 0
 
 
-@pytest.mark.parity(46, 51)
+@pytest.mark.parity(46, 49, 51, 67)
 async def test_an_outage_of_payment_kit_stops_no_call_that_the_balance_covers(scene: Scene, kit: Kit) -> None:
     payer = await scene.payer("10")
+    link = await told_link(scene, payer)
+    assert link == f"{kit.env['HUB_PAYMENT_KIT_URL']}/checkout/pay/plink_1"
     await kit.kill()
     for _ in range(5):
         assert (await payer.chat()).final
+    assert await told_link(scene, payer) == link
     stranger = await refused_payer(scene)
     assert stranger == ErrorCode.SERVICE_UNAVAILABLE
     await kit.start()
     assert await even(scene, kit, payer) > 0
+
+
+async def told_link(scene: Scene, payer: Payer) -> str | None:
+    """Where the gateway says to pay; it may hear of the link a moment after its start."""
+
+    async def look() -> str | None:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.get(
+                f"{scene.hub.url}/api/user/credit/payment-link", headers={"authorization": f"Bearer {payer.key}"}
+            )
+            link: str | None = answer.raise_for_status().json()
+            return link
+
+    return await until(look, within_s=30, what="a payment link")
 
 
 async def refused_payer(scene: Scene) -> str:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 PLACES = 10
 _VALUE = re.compile(r"\d{1,30}(\.\d{1,10})?")
+_PRICE = re.compile(r"\d{1,12}(\.\d{1,18})?")
 
 
 class RefusedError(Exception):
@@ -50,6 +51,12 @@ class Books:
     events: list[dict[str, Any]] = field(default_factory=list)
     transactions: list[dict[str, Any]] = field(default_factory=list)
     webhooks: list[dict[str, Any]] = field(default_factory=list)
+    products: list[dict[str, Any]] = field(default_factory=list)
+    prices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By lookup key; so are payment links."""
+    links: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recharge: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Recharge settings by currency."""
     recharging: set[str] = field(default_factory=set)
     """Customers whose balance is topped up automatically."""
     _identifiers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -132,6 +139,40 @@ class Books:
         self._write("webhook", {"wanted": wanted})
         return self.webhooks[-1]
 
+    def make_product(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A product with its prices."""
+        for price in wanted.get("prices") or [{}]:
+            amount, currency = price.get("unit_amount"), price.get("currency_id")
+            if not isinstance(amount, str) or not _PRICE.fullmatch(amount) or Decimal(amount) == 0:
+                raise RefusedError(400, '"prices[0].unit_amount" must be a positive decimal string')
+            if currency not in {one["id"] for one in self.currencies() if one["type"] != "credit"}:
+                raise RefusedError(400, "currency used in price not found or not active")
+            if price.get("lookup_key") in self.prices:
+                raise RefusedError(400, f"lookup key {price['lookup_key']} already exists")
+            config = price.get("metadata", {}).get("credit_config", {})
+            if config.get("currency_id") not in {meter["currency_id"] for meter in self.meters.values()}:
+                raise RefusedError(400, "Credit currency not found")
+        self._write("product", {"wanted": wanted})
+        return self.products[-1]
+
+    def make_link(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A payment link for prices that are there."""
+        prices = {price["id"] for price in self.prices.values()}
+        items = wanted.get("line_items")
+        if not items or any(item.get("price_id") not in prices for item in items):
+            raise RefusedError(400, "Price not found")
+        if wanted.get("lookup_key") in self.links:
+            raise RefusedError(400, f"lookup key {wanted['lookup_key']} already exists")
+        self._write("link", {"wanted": wanted})
+        return self.links[wanted["lookup_key"]]
+
+    def set_recharge(self, currency: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """What auto top-up buys."""
+        if currency not in {one["id"] for one in self.currencies()}:
+            raise RefusedError(404, "Currency not found")
+        self._write("recharge", {"currency": currency, "wanted": wanted})
+        return self.recharge[currency]
+
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def meter(self, name: str) -> dict[str, Any]:
@@ -140,6 +181,16 @@ class Books:
             if name in {meter["event_name"], meter["id"]}:
                 return meter
         raise RefusedError(404, "Meter not found")
+
+    def currencies(self) -> list[dict[str, Any]]:
+        """Money of three kinds, and the credits of each meter."""
+        money = [
+            {"id": "pc_abt", "symbol": "ABT", "decimal": 18, "type": "standard", "active": True},
+            {"id": "pc_old", "symbol": "USD", "decimal": 2, "type": "standard", "active": False},
+            {"id": "pc_usd", "symbol": "USD", "decimal": 2, "type": "standard", "active": True},
+        ]
+        credits_ = [{**meter["paymentCurrency"], "type": "credit", "active": True} for meter in self.meters.values()]
+        return [*credits_, *money]
 
     def customer(self, name: str) -> dict[str, Any]:
         """By id or DID."""
@@ -246,6 +297,23 @@ class Books:
 
     def _apply_webhook(self, line: dict[str, Any]) -> None:
         self.webhooks.append({**line["wanted"], "id": f"we_{len(self.webhooks) + 1}", "livemode": True})
+
+    def _apply_product(self, line: dict[str, Any]) -> None:
+        product_id = f"prod_{len(self.products) + 1}"
+        prices = []
+        for wanted in line["wanted"]["prices"]:
+            price = {**wanted, "id": f"price_{len(self.prices) + 1}", "product_id": product_id, "livemode": True}
+            self.prices[wanted["lookup_key"]] = price
+            prices.append(price)
+        self.products.append({**line["wanted"], "id": product_id, "prices": prices, "livemode": True})
+
+    def _apply_link(self, line: dict[str, Any]) -> None:
+        wanted = line["wanted"]
+        link = {**wanted, "id": f"plink_{len(self.links) + 1}", "active": True, "livemode": True}
+        self.links[wanted["lookup_key"]] = link
+
+    def _apply_recharge(self, line: dict[str, Any]) -> None:
+        self.recharge[line["currency"]] = line["wanted"]
 
     def _consume(self, event: dict[str, Any]) -> None:
         currency = self.meters[event["event_name"]]["currency_id"]

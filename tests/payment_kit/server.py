@@ -158,6 +158,26 @@ class Server:
     def _webhook_make(self, asked: Asked) -> Any:
         return self.books.add_webhook(asked.body)
 
+    def _currencies(self, _asked: Asked) -> Any:
+        return self.books.currencies()
+
+    def _price(self, _asked: Asked, key: str) -> Any:
+        return _by_key(self.books.prices, key, "price")
+
+    def _product_make(self, asked: Asked) -> Any:
+        return self.books.make_product(asked.body)
+
+    def _link(self, _asked: Asked, key: str) -> Any:
+        return _by_key(self.books.links, key, "payment link")
+
+    def _link_make(self, asked: Asked) -> Any:
+        return self.books.make_link(asked.body)
+
+    def _recharge(self, asked: Asked, currency: str) -> Any:
+        if asked.method == "PUT":
+            self.books.set_recharge(currency, asked.body)
+        return {"currency_id": currency, "recharge_config": self.books.recharge.get(currency)}
+
     # ---- webhooks and control ---------------------------------------------------------------------------------------
 
     def _announce(self, kind: str, thing: dict[str, Any]) -> None:
@@ -226,6 +246,13 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"/api/meters/([^/]+)", Server._meter),
     ("PUT", r"/api/meters/([^/]+)", Server._meter),
     ("POST", r"/api/webhook-endpoints", Server._webhook_make),
+    ("GET", r"/api/payment-currencies", Server._currencies),
+    ("GET", r"/api/payment-currencies/([^/]+)/recharge-config", Server._recharge),
+    ("PUT", r"/api/payment-currencies/([^/]+)/recharge-config", Server._recharge),
+    ("GET", r"/api/prices/([^/]+)", Server._price),
+    ("POST", r"/api/products", Server._product_make),
+    ("GET", r"/api/payment-links/([^/]+)", Server._link),
+    ("POST", r"/api/payment-links", Server._link_make),
 )
 
 
@@ -235,6 +262,14 @@ def _document(raw: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _by_key(things: dict[str, dict[str, Any]], key: str, what: str) -> dict[str, Any]:
+    """By lookup key or id."""
+    for name, thing in things.items():
+        if key in {name, thing["id"]}:
+            return thing
+    raise RefusedError(404, f"{what} not found")
 
 
 def _page(rows: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:

@@ -194,6 +194,8 @@ CHANNELS: Final = (
          "An account's month."),
     _rpc(METERING, credit.ACCOUNTS_LIST, (GATEWAY, OPERATOR), credit.AccountsList, credit.AccountsPage,
          "Accounts and their balances."),
+    _rpc(METERING, metering.PAYMENT_LINK, (GATEWAY, OPERATOR), metering.PaymentLinkGet, metering.PaymentLink,
+         "Where users buy credits."),
     _rpc(METERING, metering.PAYMENT_CALLBACK, (GATEWAY,), metering.PaymentCallback, metering.PaymentCallbackReply,
          "A webhook of Payment Kit."),
     _rpc(METERING, metering.PAYMENT_STATUS, _PEOPLE, metering.PaymentStatusGet, metering.PaymentStatus,

@@ -23,6 +23,20 @@ class ServiceSettings(BaseSettings):
     fail: str = Field("", description="Failpoints for crash tests, e.g. metering.after_commit:kill; empty = inert.")
 
 
+def checked_link(link: str | None) -> str | None:
+    """The setting of a link that users are told; empty means none.
+
+    Raises:
+        ValueError: it is neither an http or https URL nor a path.
+    """
+    if not link:
+        return None
+    is_path = link.startswith("/") and not link.startswith("//")
+    if not (is_path or link.startswith(("https://", "http://"))) or not link.isascii() or not link.isprintable():
+        raise ValueError("a payment link is an http or https URL, or a path, in printable ASCII")
+    return link
+
+
 class DatabaseSettings(ServiceSettings):
     """A service that owns a schema."""
 

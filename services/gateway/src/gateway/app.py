@@ -26,6 +26,7 @@ from gateway.identity.bootstrap import bootstrap
 from gateway.identity.keys import Keys
 from gateway.joining import joining
 from gateway.kept import KeptAnswers
+from gateway.payment_link import PaymentLink
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from runtime import postgres
@@ -69,7 +70,8 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
         await dispatcher.start()
         kept = KeptAnswers(bus, process, peers.outcomes, settings.settle_s, settings.call_ttl_s)
         await kept.start()
-        reserver = Reserver(bus, dispatcher.dispatch, joining(kept), settings.payment_link)
+        link = PaymentLink(settings.payment_link, peers.payment_link)
+        reserver = Reserver(bus, dispatcher.dispatch, joining(kept), link.current)
         established = principals.established
         given = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         for name, work in (
@@ -78,6 +80,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             ("last use", principals.write_used()),
             ("sweep", dispatcher.run()),
             ("lost notices", seek_lost_notices(dispatcher, peers.outcomes)),
+            ("payment link", link.keep_fresh()),
             ("gauges", _gauges(dispatcher)),
             ("bootstrap", bootstrap(pool, pepper, given, keys.announce, peers.grant_welcome, _show_key, established)),
         ):
@@ -99,7 +102,7 @@ async def gateway(settings: Settings, process: str) -> AsyncIterator[None]:
             ready=ready,
             billing=settings.billing == "credit",
             kept=kept,
-            payment_link=settings.payment_link,
+            payment_link=link.current,
         )
         rest = build(services, settings.mount_path)
         if tracing.enabled:

@@ -90,6 +90,11 @@ class Peers:
         request = metering.BalanceGet(account=account)
         return await ask(self._bus, metering.SERVICE, metering.BALANCE, request, metering.Balance)
 
+    async def payment_link(self) -> str | None:
+        """Where metering says that users buy credits."""
+        reply = metering.PaymentLink
+        return (await ask(self._bus, metering.SERVICE, metering.PAYMENT_LINK, metering.PaymentLinkGet(), reply)).link
+
     async def payment_callback(self, request: metering.PaymentCallback) -> metering.PaymentCallbackReply:
         """What metering thinks of a webhook."""
         reply = metering.PaymentCallbackReply

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from contracts.money import checked
 from gateway.auth.access_keys import key_id
-from runtime.settings import DatabaseSettings
+from runtime.settings import DatabaseSettings, checked_link
 
 _MIB = 2**20
 
@@ -32,7 +32,10 @@ class Settings(DatabaseSettings):
         0, ge=0, le=36_500, description="Days after which unused welcome credits are gone; 0 = never."
     )
     payment_link: str | None = Field(
-        None, max_length=2000, description="Where users buy credits; told by every 402. An http or https URL."
+        None,
+        max_length=2000,
+        description="Where users buy credits: an http or https URL, or a path of Payment Kit that begins with /. "
+        "Empty: made there, where there is one.",
     )
     unpriced: Literal["refuse", "free"] = Field(
         "refuse", description="Models without a price while billing is on: refused, or served for nothing."
@@ -69,11 +72,7 @@ class Settings(DatabaseSettings):
     @field_validator("payment_link")
     @classmethod
     def _link(cls, value: str | None) -> str | None:
-        if not value:
-            return None
-        if not value.startswith(("https://", "http://")) or not value.isascii() or not value.isprintable():
-            raise ValueError("a payment link is an http or https URL in printable ASCII")
-        return value
+        return checked_link(value)
 
     @field_validator("welcome_credits", "new_user_credits")
     @classmethod

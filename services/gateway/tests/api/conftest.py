@@ -164,7 +164,7 @@ async def surface(
     kept = KeptAnswers(node.bus, new_process_id("gateway"), peers.outcomes, settle_s=0.5, call_s=20.0)
     await kept.start()
     full_name = partial(store.full_name, node.pool)
-    services = Services(node.principals, prices, peers, full_name, is_ready, billing=True, kept=kept)
+    services = Services(node.principals, prices, peers, full_name, is_ready, True, kept, lambda: None)
     config = uvicorn.Config(
         routes.build(services, mount_path),
         host="127.0.0.1",

@@ -33,7 +33,14 @@ Q = TypeVar("Q", bound=BaseModel)
 ME = q.SERVICE
 
 
-def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed, payment: Adapter | None) -> None:
+def serve(
+    broker: NatsBroker,
+    pool: Pool,
+    leases: Leases,
+    changed: Changed,
+    payment: Adapter | None,
+    payment_link: str | None,
+) -> None:
     """Add every method to a broker that has not started; `changed` hears of accounts whose credit was changed by hand.
 
     Credit is kept by `payment` where there is a Payment Kit, else by the built-in ledger.
@@ -49,12 +56,12 @@ def serve(broker: NatsBroker, pool: Pool, leases: Leases, changed: Changed, paym
     answer(broker, ME, c.TRANSACTIONS, c.TransactionsList, c.TransactionsPage, partial(views.transactions, pool))
     answer(broker, ME, c.STATEMENT, c.StatementGet, c.Statement, partial(statements.statement, pool))
     if payment is None:
-        _serve_ledger(broker, pool, changed)
+        _serve_ledger(broker, pool, changed, payment_link)
     else:
         _serve_payment_kit(broker, payment)
 
 
-def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed) -> None:
+def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed, payment_link: str | None) -> None:
     """Changes of credit in the built-in ledger; `changed` hears of the accounts."""
 
     async def grant(request: q.Grant) -> q.Balance:
@@ -70,6 +77,7 @@ def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed) -> None:
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _telling(changed, partial(changes.expire, pool)))
     answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
     answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, off.status)
+    answer(broker, ME, q.PAYMENT_LINK, q.PaymentLinkGet, q.PaymentLink, partial(off.link, payment_link))
     answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, off.received)
     answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, off.pause)
     answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, off.retry)
@@ -85,6 +93,7 @@ def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _elsewhere)
     answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, _none_due)
     answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, payment.status.get)
+    answer(broker, ME, q.PAYMENT_LINK, q.PaymentLinkGet, q.PaymentLink, payment.links.current)
     answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, payment.callbacks.received)
     answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, payment.status.pause)
     answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, payment.status.retry)

@@ -141,6 +141,7 @@ STALE: Final = "stale"
 BALANCE: Final = "balance"
 GRANT: Final = "grant"
 ACCOUNTS_OPEN: Final = "accounts_open"
+PAYMENT_LINK: Final = "payment_link"
 PAYMENT_CALLBACK: Final = "payment_callback"
 PAYMENT_STATUS: Final = "payment_status"
 PAYMENT_PAUSE: Final = "payment_pause"
@@ -320,6 +321,16 @@ class AccountsOpened(Message):
     """How many were new."""
 
     opened: int
+
+
+class PaymentLinkGet(Message):
+    """Where can users buy credits?"""
+
+
+class PaymentLink(Message):
+    """An http or https URL; None where there is no such page, or it is not known yet."""
+
+    link: str | None
 
 
 class PaymentCallback(Message):

@@ -31,7 +31,7 @@ class Reserver:
     """Collects calls per turn and asks metering once for all of them."""
 
     def __init__(
-        self, bus: Bus, reserved: Callable[[OpenCall], None], taken: Taken, payment_link: str | None = None
+        self, bus: Bus, reserved: Callable[[OpenCall], None], taken: Taken, payment_link: Callable[[], str | None]
     ) -> None:
         self._bus = bus
         self._reserved = reserved
@@ -79,7 +79,7 @@ class Reserver:
             call.refuse(
                 not_enough(
                     f"This call may cost up to {call.reserve.hold} credits, more than the account has free",
-                    self._payment_link,
+                    self._payment_link(),
                 )
             )
         elif result.status == status.KEY_TAKEN:
@@ -107,7 +107,7 @@ def not_enough(what: str, payment_link: str | None) -> HubError:
 
     Args:
         what: the beginning of its sentence: what is missing.
-        payment_link: as the operator has set it.
+        payment_link: where to buy credits.
     """
     advice = "add credits or lower max_tokens" if payment_link is None else f"add credits at {payment_link}"
     return HubError(ErrorCode.NOT_ENOUGH_CREDIT, f"{what}; {advice}.", link=payment_link)

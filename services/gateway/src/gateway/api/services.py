@@ -32,8 +32,8 @@ class Services:
     """Names of what the gateway needs, and whether each answers now."""
     billing: bool
     kept: KeptAnswers
-    payment_link: str | None = None
-    """Where users buy credits."""
+    payment_link: Callable[[], str | None]
+    """Where users buy credits, as last known."""
 
 
 def services(request: Request) -> Services:

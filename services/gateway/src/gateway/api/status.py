@@ -45,7 +45,7 @@ async def _check(used: Services, principal: Principal, model: str | None) -> Non
     if used.billing:
         balance = await used.peers.balance(principal.account)
         if balance.available <= 0:
-            raise not_enough("The account has no free credit", used.payment_link)
+            raise not_enough("The account has no free credit", used.payment_link())
     if model is not None:
         used.prices.resolve(model)
     elif not used.prices.catalog.models():

@@ -61,5 +61,5 @@ async def info(used: Used, principal: Caller) -> UserInfo:
         creditBalance=balance,
         enableCredit=used.billing,
         currency=Currency() if used.billing else None,
-        paymentLink=used.payment_link if used.billing else None,
+        paymentLink=used.payment_link() if used.billing else None,
     )

@@ -157,8 +157,8 @@ async def statement(used: Used, principal: Caller, month: Month) -> credit.State
 
 
 async def payment_link(used: Used, _principal: Caller) -> str | None:
-    """Where credits can be bought; null where the operator has set no link."""
-    return used.payment_link
+    """Where credits can be bought; null where there is no such page."""
+    return used.payment_link()
 
 
 def _grant(grant: credit.GrantView) -> CreditGrant:

@@ -12,6 +12,7 @@ from metering.payment_kit import client
 from metering.payment_kit.callback import Callbacks
 from metering.payment_kit.circuit import Circuit
 from metering.payment_kit.grants import Grants
+from metering.payment_kit.links import Links
 from metering.payment_kit.meter import Meters
 from metering.payment_kit.mirror import Mirror
 from metering.payment_kit.second_look import SecondLook
@@ -46,6 +47,7 @@ class Adapter:
     grants: Grants
     callbacks: Callbacks
     status: Status
+    links: Links
 
 
 @asynccontextmanager
@@ -74,7 +76,12 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
         mirror = Mirror(kit, meters, pool, settings.payment_kit_refresh_s, circuit)
         sender = Sender(kit, meters, pool, settings, circuit)
         status = Status(settings, pool, circuit)
-        for name, work in (("balances", mirror.run()), ("outbox gauges", status.count())):
+        links = Links(kit, meters, pool, settings)
+        for name, work in (
+            ("balances", mirror.run()),
+            ("outbox gauges", status.count()),
+            ("payment link", links.run()),
+        ):
             await stack.enter_async_context(background(name, work))
         await stack.enter_async_context(_sending(sender))
         _log.info("payment kit", unit=settings.payment_kit_unit, batch_s=settings.payment_kit_batch_s)
@@ -83,6 +90,7 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
             Grants(kit, meters, mirror, pool),
             Callbacks(kit, pool),
             status,
+            links,
         )
 
 

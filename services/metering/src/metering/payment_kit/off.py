@@ -4,6 +4,8 @@ from contracts.errors import ErrorCode, HubError
 from contracts.rpc.metering import (
     PaymentCallback,
     PaymentCallbackReply,
+    PaymentLink,
+    PaymentLinkGet,
     PaymentPause,
     PaymentRetried,
     PaymentRetry,
@@ -15,6 +17,11 @@ from contracts.rpc.metering import (
 async def status(_request: PaymentStatusGet) -> PaymentStatus:
     """It is off."""
     return PaymentStatus(is_on=False)
+
+
+async def link(configured: str | None, _request: PaymentLinkGet) -> PaymentLink:
+    """The link of the setting, if there is one."""
+    return PaymentLink(link=configured)
 
 
 async def received(_request: PaymentCallback) -> PaymentCallbackReply:

@@ -1,12 +1,14 @@
 """Settings of the Payment Kit adapter."""
 
+from decimal import Decimal
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from contracts.rpc.catalog import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN
 from runtime.component_call import AppKey
-from runtime.settings import DatabaseSettings
+from runtime.settings import DatabaseSettings, checked_link
 
 COMPONENT_DID = "z8ia3xzq2tMq8CRHfaXj1BTYJyYnEcHbqP8cJ"
 """Of the original's component: Payment Kit knows it."""
@@ -25,6 +27,19 @@ class PaymentKitSettings(DatabaseSettings):
     payment_kit_livemode: bool = Field(default=True, description="`false`: Payment Kit's test mode.")
     payment_kit_unit: Literal["USD", "credits"] = Field(
         "USD", description="Unit of the meter: USD (meter agent-hub-ai-meter-v2), or the older credits."
+    )
+    credit_price: Decimal = Field(
+        Decimal(1),
+        ge=CREDIT_PRICE_MIN,
+        lt=CREDIT_PRICE_LIMIT,
+        allow_inf_nan=False,
+        description="US dollars for one credit.",
+    )
+    payment_link: str | None = Field(
+        None,
+        max_length=2000,
+        description="Where users buy credits: an http or https URL, or a path of Payment Kit that begins with /. "
+        "Empty: made there, where there is one.",
     )
     payment_kit_batch_s: float = Field(
         0.0, ge=0, le=86_400, description="Seconds of calls in one meter event per user and project; 0: one per call."
@@ -58,8 +73,15 @@ class PaymentKitSettings(DatabaseSettings):
             AppKey.read(key.get_secret_value())
         return key
 
+    @field_validator("payment_link")
+    @classmethod
+    def _link(cls, link: str | None) -> str | None:
+        return checked_link(link)
+
     @model_validator(mode="after")
     def _has_key(self) -> Self:
         if self.payment_kit_url and self.payment_kit_app_key is None:
             raise ValueError("HUB_PAYMENT_KIT_URL needs HUB_PAYMENT_KIT_APP_KEY")
+        if not self.payment_kit_url and self.payment_link is not None and self.payment_link.startswith("/"):
+            raise ValueError("HUB_PAYMENT_LINK is a path of Payment Kit, and HUB_PAYMENT_KIT_URL names none")
         return self
