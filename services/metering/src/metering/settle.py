@@ -22,7 +22,7 @@ from runtime.postgres import UNKNOWN_OUTCOME
 _log = structlog.get_logger("settle")
 _ENCODE: Final = msgspec.json.Encoder().encode
 _NONE: Final = "0.0000000000"
-_NAK_DELAY_MAX_S: Final = 30.0
+NAK_DELAY_MAX_S: Final = 30.0
 _TERMINAL: Final = frozenset(("success", "failed"))
 _ROUTER: Final = "provider-router"
 _Told = dict[tuple[str, str], list[SettledCall]]
@@ -113,7 +113,7 @@ class Announcer:
 
     def nak(self, ack: bytes) -> None:
         """Ask for a message again, later each time."""
-        quietly(self.pull.nak, ack, min(_NAK_DELAY_MAX_S, 0.25 * 2 ** min(deliveries(ack), 10)))
+        quietly(self.pull.nak, ack, min(NAK_DELAY_MAX_S, 0.25 * 2 ** min(deliveries(ack), 10)))
 
     async def park(self, messages: Sequence[Unsettled]) -> None:
         """Keep what cannot be settled, tell whoever waits for it, and take it off the stream."""

@@ -8,6 +8,7 @@ Source: settle protocol, steps 1, 8 and 9; crash rows 2 and 12 to 16.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from metering.events import read as read_fact
 from metering.fair import FairQueue
 from metering.reserve import Asked, ReserveRequest
 from metering.reserve import read as read_reserves
-from metering.settle import Announcer, Unsettled, deliveries, lost, quietly, unsettled
+from metering.settle import NAK_DELAY_MAX_S, Announcer, Unsettled, deliveries, lost, quietly, unsettled
 from metering.sql.store import Refusal, TurnResult, TurnStore
 from runtime import failpoints
 from runtime.postgres import UNKNOWN_OUTCOME
@@ -35,6 +36,8 @@ _INVALID: Final = ReserveResult(ReserveStatus.INVALID)
 _UNAVAILABLE: Final = ReserveResult(ReserveStatus.UNAVAILABLE)
 ANNOUNCE_S: Final = 0.02
 """How long routers, subscribers and acks wait for company: waking a process for each call costs more than the call."""
+TROUBLE_S: Final = 2 * NAK_DELAY_MAX_S
+"""After a turn that failed: by then its facts have come again, and were settled unless another one failed."""
 _BAD_VALUE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
@@ -71,8 +74,8 @@ class Turns:
     _done: list[tuple[TurnResult, list[Arrival]]] = field(default_factory=list)
     """Committed, and known to the gateways only."""
     _announcing: asyncio.TimerHandle | None = None
-    _troubled: bool = False
-    """A turn has failed here: that messages come again says nothing about them."""
+    _failed_at: float = -math.inf
+    """When a turn has failed here, by the loop's clock."""
     _draining: bool = False
     _ended: bool = False
 
@@ -100,7 +103,7 @@ class Turns:
         if self._ended:
             quietly(self.announcer.pull.nak, ack, 0.0)
             return
-        if deliveries(ack) >= self.suspect_deliveries and not self._troubled:
+        if deliveries(ack) >= self.suspect_deliveries and not self._is_troubled():
             self.suspect(subject, ack, payload)
             return
         try:
@@ -110,6 +113,10 @@ class Turns:
         else:
             self._facts.put(fact.account, Arrival(fact, subject, ack, payload))
         self._woken.set()
+
+    def _is_troubled(self) -> bool:
+        """Turns have failed here lately: that messages come again says nothing about them."""
+        return asyncio.get_running_loop().time() - self._failed_at < TROUBLE_S
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -235,7 +242,7 @@ class Turns:
 
     def _failed(self, facts: Sequence[Arrival], asked: Sequence[Asked], error: Exception) -> None:
         """Nothing is known: facts come again later, reserves are refused."""
-        self._troubled = True
+        self._failed_at = asyncio.get_running_loop().time()
         metrics.TURNS_FAILED.labels(type(error).__name__).inc()
         report = _log.warning if isinstance(error, UNKNOWN_OUTCOME) else _log.error
         counts = {"facts": len(facts), "reserves": len(asked)}

@@ -8,14 +8,18 @@ import pytest
 from neighbours import Neighbours, call
 from rig.fixtures import Database
 
-from contracts import subjects
+from contracts import streams, subjects
 from contracts.rpc.metering import ReserveBatch
 from contracts.subjects import CallKind
+from metering import turns as turns_module
 from metering.alone import Progress
 from metering.quarantine import Suspect, settled_alone
 from metering.reserve import read
 from metering.settings import Settings
+from metering.settle import Announcer
 from metering.sql.store import TurnStore
+from metering.turns import Turns
+from runtime.bus import StandingPull
 
 COMPLETED = subjects.calls_completed(CallKind.CHAT)
 HOUR = timedelta(hours=1)
@@ -73,3 +77,36 @@ async def test_it_stops_where_it_died_and_says_whose_fact_that_was(
 async def test_a_process_that_does_not_start_says_nothing_of_any_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HUB_DATABASE_URL", raising=False)
     assert await settled_alone([Suspect(COMPLETED, b"", b"{}")], with_outbox=False) == []
+
+
+async def test_only_a_turn_that_failed_lately_excuses_a_fact_that_came_again(
+    hub: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspects: list[bytes] = []
+    unreachable = TurnStore("postgresql://nobody@127.0.0.1:1/none", HOUR, HOUR)
+    pull = StandingPull(hub.gateway, streams.SETTLE.stream, streams.SETTLE.durable, lambda *_: None)
+    turns = Turns(
+        store=unreachable,
+        announcer=Announcer(hub.gateway, pull, unreachable),
+        publish_usage=lambda _: None,
+        usage_in_doubt=lambda: None,
+        on_refused=lambda _: None,
+        suspect=lambda _subject, ack, _payload: suspects.append(ack),
+        suspect_deliveries=5,
+        turn_max=10,
+        wait_s=1.0,
+        reserves_max=10,
+    )
+    reserved = call()
+    payload = msgspec.json.encode(hub.completed(reserved))
+
+    def comes(number: int) -> int:
+        turns.on_fact(COMPLETED, b"$JS.ACK.CALLS.metering-settle.%d.1.1.0.0" % number, payload)
+        return len(suspects)
+
+    assert (comes(4), comes(5)) == (0, 1)
+    turns.on_reserve(b"", b"", msgspec.json.encode(ReserveBatch((reserved,))), None)
+    await turns._turn()
+    assert comes(6) == 1, "the database was away: it is why the fact came again"
+    monkeypatch.setattr(turns_module, "TROUBLE_S", 0.0)
+    assert comes(7) == 2, "that is long ago"
