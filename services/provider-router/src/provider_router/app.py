@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from contracts.subjects import inbox_prefix
-from provider_router import rpc
+from provider_router import rpc, tokens
 from provider_router.adapters.registry import ADAPTERS
 from provider_router.demo_upstream import DemoUpstream
 from provider_router.frames_out import FramesOut
@@ -58,6 +58,8 @@ async def provider_router(settings: Settings, process: str) -> AsyncIterator[Non
             ),
             attempts_max=settings.attempts_max,
         )
+        if settings.tokenizer_at_start:
+            tokens.load()
         intake = Intake(router, settings.router_calls_max, settings.lease_s, settings.unsettled_max)
         await stack.enter_async_context(background("sweep", outcomes.run()))
         await stack.enter_async_context(background("beat", intake.run()))

@@ -118,6 +118,11 @@ class Settings(DatabaseSettings):
     unsettled_max: int = Field(
         20_000, ge=1, le=10_000_000, description="Outcomes not settled yet above which a router takes no new call."
     )
+    tokenizer_at_start: bool = Field(
+        default=False,
+        description="Read the tokenizer before the first call: 63 MB more for each router. Else the first answer whose"
+        " usage is counted, e.g. because its client left, stops all streams of its router for half a second, once.",
+    )
     data_dir: Path = Field(Path(".hub"), description="Folder for everything that is kept on disk.")
     spool_dir: Path | None = Field(None, description="Outcomes while the bus is away; default <data dir>/spool.")
 
