@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -25,6 +26,10 @@ App = Callable[[S, str], AbstractAsyncContextManager[None]]
 
 _CONFIGURATION_ERROR = 78
 _GC_THRESHOLD = 50_000
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES_MAX = 32 * 2**20
+"""mallopt(3): the highest threshold that glibc takes for its own map."""
 
 
 def main(service: str, settings_type: type[S], app: App[S]) -> None:
@@ -70,6 +75,7 @@ async def _run(service: str, process: str, settings: S, app: App[S]) -> None:
         loop.add_signal_handler(number, on_signal)
     async with app(settings, process):
         starting = None
+        _keep_freed_memory()
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 20)
@@ -77,6 +83,14 @@ async def _run(service: str, process: str, settings: S, app: App[S]) -> None:
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: buffers of large reads else go back to the kernel and come again page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES_MAX)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ task, no queue and no time-out object per chunk; one wake-up per read that someb
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -76,6 +77,9 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self._released = released
         self._lost = lost
+        self._pieces: list[bytes] = []
+        """Of the body, from the bytes that are parsed now."""
+        self.on_body = self._pieces.append  # a provider sends a hundred in one read: no function of ours for each
         self._parser = httptools.HttpResponseParser(self)
         self._response: HttpResponse | None = None
         self._transport: asyncio.Transport | None = None
@@ -89,6 +93,8 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._interim = False
         self._message_over = False
+        self._pieces_max = sys.maxsize
+        """What follows the answer's last piece is no part of it."""
         self._reusable = False
         self._framed = False
         self._violation: UpstreamError | None = None
@@ -193,15 +199,19 @@ class Connection(asyncio.Protocol):
         response.arrived()
         had_head = response.head_here
         self._barren_bytes += len(data)
+        failure: UpstreamError | None = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._reusable = False
-            if not self._message_over:
-                self.fail(MalformedError(str(error)))
-                return
-        if self._violation is not None:
-            self.fail(self._violation)
+            failure = None if self._message_over else MalformedError(str(error))
+        if self._pieces:
+            self._barren_bytes = 0
+            response.add(self._pieces[: self._pieces_max])
+            self._pieces.clear()
+        failure = failure or self._violation
+        if failure is not None:
+            self.fail(failure)
         elif self._message_over:
             self._finish(response)
         elif self._barren_bytes > HEADER_BYTES_MAX:
@@ -272,18 +282,11 @@ class Connection(asyncio.Protocol):
         response.headers = headers
         response.head_here = True
 
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        response = self._response
-        if response is not None and not self._message_over:
-            response.parts.append(data)
-            response.unread += len(data)
-            self._barren_bytes = 0
-
     def on_message_complete(self) -> None:
         """The end of an interim answer or of the answer."""
         if self._interim:
             self._interim = False
             self._headers = {}
-        else:
+        elif not self._message_over:
             self._message_over = True
+            self._pieces_max = len(self._pieces)

@@ -167,6 +167,11 @@ class HttpResponse:
         self._quick = now - self._active_at < QUICK_S
         self._active_at = now
 
+    def add(self, pieces: list[bytes]) -> None:
+        """Pieces of the body; `progress` or `ended` follows."""
+        self.parts += pieces
+        self.unread += sum(map(len, pieces))
+
     def progress(self) -> None:
         """Bytes have been parsed: hold the reader's buffer in bounds, wake whoever waits."""
         if self._finishing and self.unread > FINISH_BYTES_MAX and self._connection is not None:

@@ -85,7 +85,7 @@ class EventBlocks:
         if data.endswith(b"\r"):
             # Half of a CR LF, or a line end of its own: the line is over either way, a line feed to come is skipped.
             self._skip_newline = True
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
 class EventDecoder:

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contracts.money import ZERO
@@ -57,6 +57,7 @@ def test_free_answers_never_ask() -> None:
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 3000))
+@example([11, 1, 24], 20)  # a rest of text that is no whole token
 def test_looking_away_never_misses_the_moment(texts: list[int], output: int) -> None:
     eager, lazy = _meter(output=output), _meter(output=output)
     for text in texts:

@@ -33,12 +33,20 @@ def event(
 
 PLAIN = st.builds(event, TEXTS, padding=st.none() | st.text("aZ09", max_size=6), ident=st.sampled_from(["a", "b"]))
 TO_READ = st.one_of(
+    st.builds(lambda text: b"event: error\n" + event(text, error={"message": "gone"}), TEXTS),
     st.builds(event, TEXTS, finish=st.sampled_from(["stop", ""]), padding=st.none() | st.just("x")),
     st.builds(event, TEXTS, usage=st.just({"prompt_tokens": 1}), padding=st.none() | st.just("x")),
     st.builds(event, TEXTS, error=st.just({"message": "gone"})),
     st.just(b"data: [DONE]\n\n"),
 )
-OTHER = st.sampled_from([b": a comment\n\n", b"\n\n", b'data: {"choices": [ {"finish_reason" : null} ]}\n\n'])
+OTHER = st.sampled_from(
+    [
+        b": a comment\n\n",
+        b": a comment in front\n" + event("x"),
+        b"\n\n",
+        b'data: {"choices": [ {"finish_reason" : null} ]}\n\n',
+    ]
+)
 
 
 @given(st.lists(st.lists(PLAIN | OTHER, min_size=1, max_size=6), min_size=1, max_size=4), st.lists(TO_READ, max_size=2))
