@@ -146,6 +146,12 @@ class Server:
         customer = self.books.customer(asked.query["customer_id"])["id"]
         return _page([grant for grant in self.books.grants if grant["customer_id"] == customer], asked.query)
 
+    def _grant(self, _asked: Asked, grant_id: str) -> Any:
+        for grant in self.books.grants:
+            if grant["id"] == grant_id:
+                return grant
+        raise RefusedError(404, "Credit grant not found")
+
     def _grant_make(self, asked: Asked) -> Any:
         grant = self.books.make_grant(asked.body)
         self._announce("customer.credit_grant.granted", grant)
@@ -240,6 +246,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"/api/credit-grants/verify-availability", Server._verify),
     ("GET", r"/api/credit-grants", Server._grants),
     ("POST", r"/api/credit-grants", Server._grant_make),
+    ("GET", r"/api/credit-grants/([^/]+)", Server._grant),
     ("GET", r"/api/credit-transactions", Server._transactions),
     ("GET", r"/api/customers/([^/]+)", Server._customer),
     ("POST", r"/api/meters", Server._meter_make),

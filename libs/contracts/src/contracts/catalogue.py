@@ -143,7 +143,9 @@ CHANNELS: Final = (
     ),
     Channel(
         "credit.noticed", f"{subjects.CREDIT}.{{level}}", "jetstream", (METERING,), (SUBSCRIBERS,),
-        CreditEvent, "A balance has become low, or nothing is left: a CloudEvent, once per crossing.",
+        CreditEvent,
+        "A balance has become low, or nothing is left, once per crossing; credits were given, or have ended: a"
+        " CloudEvent with a text for the account's owner.",
         stream=CREDIT.name, public=True,
     ),
     Channel(

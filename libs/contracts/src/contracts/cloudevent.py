@@ -49,17 +49,22 @@ class CreditEvent(msgspec.Struct, frozen=True, omit_defaults=False):
     sequence: str
     """Number of the notice, zero-padded to 20 digits."""
     type: str
-    """`io.aigne.hub.v1.credit.low` or `….depleted`."""
+    """`io.aigne.hub.v1.credit.` and the level: `low`, `depleted`, `granted`, `expired`."""
     data: CreditNotice
     specversion: str = "1.0"
     source: str = SOURCE
     datacontenttype: str = "application/json"
 
 
-def credit_event(data: CreditNotice) -> CreditEvent:
-    """The event of a notice; the same notice always gives the same id and sequence."""
+def credit_event(data: CreditNotice, event_id: str = "") -> CreditEvent:
+    """The event of a notice; the same notice always gives the same id and sequence.
+
+    Args:
+        data: the notice.
+        event_id: of a notice about what was given or ended; that about a balance has its own.
+    """
     return CreditEvent(
-        id=credit_event_id(data.account, data.number),
+        id=event_id or credit_event_id(data.account, data.number),
         subject=f"accounts/{data.account}",
         time=data.noticed_at,
         sequence=f"{data.number:020d}",

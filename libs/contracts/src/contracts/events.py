@@ -149,18 +149,39 @@ class UsageRecorded(msgspec.Struct, frozen=True, omit_defaults=True):
     trace_id: str = ""
 
 
+class NoticeText(msgspec.Struct, frozen=True):
+    """What a notice says to the account's owner, in one language."""
+
+    title: str
+    body: str
+
+
 class CreditNotice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Data of a credit event: a balance crossed the threshold downwards, or nothing is left. Once per crossing."""
+    """Data of a credit event, once each: a balance crossed the threshold downwards, or credits were given or ended."""
 
     account: str
     number: int
-    """Of the account's notices; not contiguous."""
+    """Of the account's notices about its balance, or about what was given and ended; not contiguous."""
     level: str
     """A `CreditLevel`. `depleted`: nothing is left, or a call was refused while the balance was low."""
     balance: str
-    """Granted minus spent; what running calls hold is part of it."""
+    """Granted minus spent; what running calls hold is part of it. Empty = Payment Kit's, not known at that moment."""
     threshold: str
+    """At and below which a balance is low."""
     noticed_at: str
+    amount: str = ""
+    """Credits that were given or have ended; no sign."""
+    grant_id: str = ""
+    category: str = ""
+    """Of the grant: `welcome`, `top_up`, `promotional`, `adjustment`, `refund`; Payment Kit's `paid`."""
+    name: str = ""
+    """Of the grant."""
+    expires_at: str = ""
+    """When what was given ends unless it is used; empty = never."""
+    link: str = ""
+    """Where to buy credits, if that is known."""
+    texts: dict[str, NoticeText] = {}
+    """By language: `en`, `zh`."""
 
 
 def now_text() -> str:
@@ -197,6 +218,11 @@ def requested_message_id(call_id: str) -> str:
 def credit_event_id(account: str, number: int) -> str:
     """Id of the CloudEvent and `Nats-Msg-Id` of a notice: constant, and without the account's text."""
     return f"cn_{uuid.uuid5(_NOTICES, f'{account}:{number}')}"
+
+
+def grant_event_id(notice_id: str) -> str:
+    """Id of the CloudEvent and `Nats-Msg-Id` of a notice about credits that were given or ended: constant."""
+    return f"gn_{notice_id}"
 
 
 def usage_event_id(call_id: str) -> str:

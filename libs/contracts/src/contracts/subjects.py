@@ -11,10 +11,12 @@ ROOT: Final = "hub.v1"
 
 
 class CreditLevel(StrEnum):
-    """What a balance has come to: the last token of a notice's subject."""
+    """What a balance has come to, or what has happened to it: the last token of a notice's subject."""
 
     LOW = "low"
     DEPLETED = "depleted"
+    GRANTED = "granted"
+    EXPIRED = "expired"
 
 
 class CallKind(StrEnum):
@@ -71,7 +73,7 @@ def usage_recorded(kind: CallKind) -> str:
 
 
 def credit_notice(level: CreditLevel) -> str:
-    """Fact: an account's balance has come to a level; a CloudEvent for whoever subscribes."""
+    """Fact: an account's balance has come to a level, or credits came or ended; a CloudEvent for whoever subscribes."""
     return f"{CREDIT}.{level}"
 
 

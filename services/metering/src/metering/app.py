@@ -60,7 +60,11 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)
         await stack.enter_async_context(background("usage events", usage.run()))
-        notices = Notices(bus, pool, settings.credit_low)
+
+        async def pay_link() -> str | None:
+            return settings.payment_link if payment is None else await payment.links.url()
+
+        notices = Notices(bus, pool, settings.credit_low, pay_link)
 
         def on_settled(result: TurnResult) -> None:
             usage.publish(result)

@@ -306,7 +306,7 @@ async def test_low_and_depleted_balances_are_told_once_per_crossing(
 
     def note(_subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         event = msgspec.json.decode(payload, type=CreditEvent)
-        if event.data.account == "did:low":
+        if event.data.account == "did:low" and event.data.level in {"low", "depleted"}:
             told.append(event)
 
     await hub.operator.listen(f"{subjects.CREDIT}.*", note)
@@ -339,6 +339,7 @@ async def test_low_and_depleted_balances_are_told_once_per_crossing(
     assert [event.type for event in told] == ["io.aigne.hub.v1.credit.low"] * 2 + ["io.aigne.hub.v1.credit.depleted"]
     assert len({event.id for event in told}) == 3
     assert told[0].data.balance == "0.9000000000"
+    assert told[0].data.texts["en"].body.startswith("Only 0.9 credits are left.")
     assert (told[0].subject, told[0].data.threshold) == ("accounts/did:low", "1.0000000000")
     sequences = [event.sequence for event in told]
     assert sequences == sorted(sequences)
@@ -360,6 +361,7 @@ async def test_entries_and_draws_cannot_be_changed_by_the_service(database: Data
         "delete from metering.credit_draw",
         "delete from metering.credit_lot",
         "delete from metering.credit_notice",
+        "delete from metering.grant_notice",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute(statement)

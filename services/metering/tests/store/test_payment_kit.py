@@ -382,6 +382,32 @@ async def test_a_webhook_is_a_hint_and_the_object_is_fetched(hub: Neighbours, ki
     await until(seen, within_s=5, what="the grant is seen; its amount is Payment Kit's, not the event's")
 
 
+@pytest.mark.parity(66)
+async def test_a_grant_of_payment_kit_is_told_once_as_it_is_there(hub: Neighbours, kit: LocalKit) -> None:
+    kit.give(A, "10")
+    await charged(hub)
+    ends = int(time.time()) + 86_400
+    bought = kit.give(A, "2.5", name="Pack", category="paid", expires_at=ends)
+    event = granted(bought["customer_id"])
+    event["data"]["object"] |= {"id": bought["id"], "amount": "1", "name": "not what is there"}
+    for _ in range(3):
+        reply = await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+        assert reply.verdict == "good"
+    rows = await hub.books.fetch("select * from metering.grant_notice")
+    assert [(row["level"], row["amount"], row["category"], row["name"]) for row in rows] == [
+        ("granted", Decimal("2.5"), "paid", "Pack")
+    ]
+    assert (rows[0]["account"], int(rows[0]["expires_at"].timestamp())) == (A, ends)
+    bought |= {"status": "expired", "remaining_amount": "5000000000"}
+    await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+    ended = await hub.books.fetch("select amount from metering.grant_notice where level = 'expired'")
+    assert [row["amount"] for row in ended] == [Decimal("0.5")]
+    kit.fail("error", path=f"/api/credit-grants/{bought['id']}", method="GET")
+    with pytest.raises(HubError) as again:
+        await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+    assert again.value.code == ErrorCode.SERVICE_UNAVAILABLE
+
+
 async def test_a_webhook_that_nobody_signed_so_is_refused(hub: Neighbours, kit: LocalKit) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"headers": {}}, "unsigned"),

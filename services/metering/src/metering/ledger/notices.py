@@ -1,4 +1,7 @@
-"""Notices: a balance became low, or nothing is left. Once per crossing, as CloudEvents on stream CREDIT.
+"""Notices: a balance became low, or nothing is left, once per crossing; credits were given, or have ended.
+
+All are CloudEvents on stream CREDIT, with a text for the account's owner. The latter are booked with the entry itself,
+by a trigger.
 
 Turns know nothing of it: after the commit the accounts that paid are remembered, and a moment later one statement
 compares them with the threshold and books each crossing (`metering.credit_watch`). What is booked is published under an
@@ -6,7 +9,7 @@ id that is constant for the crossing, until the stream has stored it.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
@@ -17,11 +20,13 @@ import structlog
 from nats.errors import Error as NatsError
 
 from contracts import subjects
-from contracts.cloudevent import CONTENT_TYPE, credit_event
-from contracts.events import CreditNotice
+from contracts.cloudevent import CONTENT_TYPE, CreditEvent, credit_event
+from contracts.events import CreditNotice, grant_event_id
+from contracts.money import to_text
 from contracts.rpc.metering import ReserveStatus
 from contracts.streams import CREDIT
 from metering import metrics
+from metering.ledger import words
 from metering.sql.store import Refusal, TurnResult
 from metering.times import iso_ms
 from runtime.bus import Bus
@@ -41,6 +46,8 @@ _UNSENT: Final = "select * from metering.credit_notice where sent_at is null ord
 _SENT: Final = (
     "update metering.credit_notice set sent_at = now() where account = $1 and number = $2 and sent_at is null"
 )
+_UNSENT_GRANTS: Final = "select * from metering.grant_notice where sent_at is null order by number limit 500"
+_SENT_GRANTS: Final = "update metering.grant_notice set sent_at = now() where id = any ($1) and sent_at is null"
 
 
 @dataclass(slots=True)
@@ -51,6 +58,8 @@ class Notices:
     pool: Pool
     low: Decimal
     """A balance at or below it is low."""
+    link: Callable[[], Awaitable[str | None]]
+    """Asks where credits are bought."""
     _seen: dict[str, bool] = field(default_factory=dict)
     """Accounts to look at; True = one of their calls was refused for want of credit."""
 
@@ -80,6 +89,7 @@ class Notices:
                     looked_at_all = True
                 await self.look()
                 await self._publish()
+                await self._publish_grants()
             except (*UNKNOWN_OUTCOME, asyncpg.PostgresError, NatsError) as error:
                 _log.warning("notices wait", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(_EVERY_S)
@@ -112,7 +122,9 @@ class Notices:
 
     async def _publish(self) -> None:
         """Everything that is booked and not told; several processes may do it at once, the id is the same."""
-        for row in await self.pool.fetch(_UNSENT):
+        rows = await self.pool.fetch(_UNSENT)
+        link = await self.link() if rows else None
+        for row in rows:
             notice = CreditNotice(
                 account=row["account"],
                 number=row["number"],
@@ -120,14 +132,47 @@ class Notices:
                 balance=f"{row['balance']:f}",
                 threshold=f"{row['threshold']:f}",
                 noticed_at=iso_ms(row["at"]),
+                link=link or "",
             )
-            event = credit_event(notice)
-            await self.bus.jetstream().publish(
-                subjects.credit_notice(subjects.CreditLevel(row["level"])),
-                _ENCODE(event),
-                timeout=_PUBLISH_S,
-                stream=CREDIT.name,
-                headers={"Nats-Msg-Id": event.id, "Content-Type": CONTENT_TYPE},
-            )
+            await self._send(credit_event(_worded(notice)))
             await self.pool.execute(_SENT, row["account"], row["number"])
-            metrics.NOTICES.labels(row["level"]).inc()
+
+    async def _publish_grants(self) -> None:
+        """The same of what was given and has ended; many at once, since many users may be welcomed at once."""
+        while rows := await self.pool.fetch(_UNSENT_GRANTS):
+            link = await self.link()
+            notices = [_worded(_grant_notice(row, self.low, link)) for row in rows]
+            ids = [grant_event_id(str(row["id"])) for row in rows]
+            await asyncio.gather(*map(self._send, map(credit_event, notices, ids)))
+            await self.pool.execute(_SENT_GRANTS, [row["id"] for row in rows])
+
+    async def _send(self, event: CreditEvent) -> None:
+        await self.bus.jetstream().publish(
+            subjects.credit_notice(subjects.CreditLevel(event.data.level)),
+            _ENCODE(event),
+            timeout=_PUBLISH_S,
+            stream=CREDIT.name,
+            headers={"Nats-Msg-Id": event.id, "Content-Type": CONTENT_TYPE},
+        )
+        metrics.NOTICES.labels(event.data.level).inc()
+
+
+def _worded(notice: CreditNotice) -> CreditNotice:
+    return msgspec.structs.replace(notice, texts=words.texts(notice))
+
+
+def _grant_notice(row: asyncpg.Record, low: Decimal, link: str | None) -> CreditNotice:
+    return CreditNotice(
+        account=row["account"],
+        number=row["number"],
+        level=row["level"],
+        balance="" if row["balance"] is None else f"{row['balance']:f}",
+        threshold=to_text(low),
+        noticed_at=iso_ms(row["at"]),
+        amount=f"{row['amount']:f}",
+        grant_id=row["grant_id"],
+        category=row["category"],
+        name=row["name"],
+        expires_at="" if row["expires_at"] is None else iso_ms(row["expires_at"]),
+        link=link or "",
+    )

@@ -88,7 +88,7 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
         yield Adapter(
             SecondLook(kit, meters, mirror, pool, min(_LOOK_S, settings.payment_kit_timeout_s)),
             Grants(kit, meters, mirror, pool),
-            Callbacks(kit, pool),
+            Callbacks(kit, meters, pool),
             status,
             links,
         )

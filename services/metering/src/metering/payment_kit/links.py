@@ -55,17 +55,21 @@ class Links:
     _url: str | None = field(default=None)
 
     async def current(self, _request: PaymentLinkGet) -> PaymentLink:
+        """Answers with `url`."""
+        return PaymentLink(link=await self.url())
+
+    async def url(self) -> str | None:
         """The link that users are told; None until it was found for the first time.
 
         Raises:
             asyncpg.PostgresError, OSError, TimeoutError: the books do not answer.
         """
         if self.settings.payment_link is not None:
-            return PaymentLink(link=given(self.settings))
+            return given(self.settings)
         if self._url is None:
             link_id = await self.pool.fetchval(_KNOWN, *self._place)
             self._url = None if link_id is None else self._page(link_id)
-        return PaymentLink(link=self._url)
+        return self._url
 
     async def run(self) -> None:
         """Find or make the link, and look again each day, until cancelled."""
