@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench docs lock model state-machine mutants env env-dev node-sdk
+.PHONY: run test check fmt bench bench-outbox docs lock model state-machine mutants env env-dev node-sdk
 
 run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
@@ -25,6 +25,10 @@ fmt: env-dev
 
 bench: env-dev
 	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+# How fast charges reach Payment Kit, and the CPU of each: ARGS="--events 20000 --meterings 2".
+bench-outbox: env-dev
+	PYTHONPATH=tests $(BIN)/python -m bench.outbox $(ARGS)
 
 # Every interleaving of one call, and the shortest schedule that refutes each weaker protocol.
 model: env-dev

@@ -4,15 +4,14 @@ No white space; members sorted by UTF-16 code units; numbers as JavaScript print
 JavaScript it writes `null` for a number that no double can hold.
 """
 
-import json
 import math
 from decimal import Decimal
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 _EXACT_MAX: Final = 2**53
 _PLAIN_DIGITS_MAX: Final = 21
 _PLAIN_ZEROS_MAX: Final = 6
-_quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class CanonicalError(ValueError):
@@ -33,20 +32,25 @@ def canonical(value: Any) -> bytes:
 
 def _text(value: Any) -> str:
     match value:
+        case str():
+            return encode_basestring(value)
+        case dict():
+            return "{" + ",".join([f"{encode_basestring(name)}:{_text(value[name])}" for name in _sorted(value)]) + "}"
         case None:
             return "null"
         case bool():
             return "true" if value else "false"
-        case str():
-            return _quoted(value)
         case int() | float():
             return _number(value)
-        case dict():
-            members = sorted(value.items(), key=lambda member: member[0].encode("utf-16-be"))
-            return "{" + ",".join(f"{_quoted(name)}:{_text(item)}" for name, item in members) + "}"
         case list() | tuple():
-            return "[" + ",".join(map(_text, value)) + "]"
+            return "[" + ",".join([_text(item) for item in value]) + "]"
     raise CanonicalError(f"{type(value).__name__} is no JSON")
+
+
+def _sorted(names: dict[str, Any]) -> list[str]:
+    if all(map(str.isascii, names)):
+        return sorted(names)
+    return sorted(names, key=lambda name: name.encode("utf-16-be"))
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
@@ -262,13 +263,37 @@ async def test_answers_are_read_in_every_framing(raw: bytes, status: int, body: 
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
         b"SSH-2.0-nothing we know\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}" * 2,
         b"HTTP/1.1 200 OK\r\ncontent-length: 9999999999\r\n\r\n" + b"x" * (9 * 1024 * 1024),
     ],
-    ids=["nothing", "half a body", "half the chunks", "another protocol", "too much"],
+    ids=["nothing", "half a body", "half the chunks", "another protocol", "two answers", "too much"],
 )
 async def test_half_an_answer_leaves_the_request_in_doubt(raw: bytes) -> None:
     with pytest.raises(NoAnswerError):
         await answered(raw)
+
+
+async def test_a_connection_is_used_until_its_server_wants_no_more() -> None:
+    made: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        made.append(writer)
+        with suppress(asyncio.IncompleteReadError):
+            while b"/last" not in await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connections = Connections(f"http://127.0.0.1:{port}", asyncio.Semaphore(2), 5.0)
+    try:
+        for path, expected in (("/a", 1), ("/b", 1), ("/last", 1), ("/c", 2), ("/d", 2)):
+            assert (await connections.exchange("GET", path, {}, b"")).body == b"{}"
+            assert len(made) == expected, path
+    finally:
+        connections.close()
+        server.close()
 
 
 async def test_a_server_that_says_nothing_is_waited_for_only_so_long() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -58,7 +59,7 @@ class PaymentKitError(Exception):
 class Answer(Received):
     """What came back, whatever it is."""
 
-    @property
+    @cached_property
     def document(self) -> Any:
         """The parsed body; None when it is no JSON."""
         try:

@@ -50,6 +50,12 @@ class _Reading:
         self.headers: dict[str, str] = {}
         self.body = bytearray()
         self.complete = False
+        self.keeps_alive = False
+        """Whether the connection may be used again; the parser knows it only while it says that all is there."""
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("more than one answer to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -67,6 +73,7 @@ class _Reading:
             self.headers.clear()
             return
         self.complete = True
+        self.keeps_alive = self.parser.should_keep_alive()
 
     def ends_with_the_connection(self) -> bool:
         """Whether an answer without a length is whole once the server has hung up."""
@@ -144,7 +151,7 @@ class Connections:
         return _Connection(reader, writer)
 
     def _keep(self, connection: _Connection, reading: _Reading) -> None:
-        if reading.complete and reading.parser.should_keep_alive():
+        if reading.complete and reading.keeps_alive:
             connection.used_at = time.monotonic()
             self._idle.append(connection)
         else:

@@ -82,12 +82,12 @@ class MeterEvent:
 
 def judge(event: MeterEvent, answer: Answer) -> Judgement:
     """What the answer to a POST means."""
-    text = error_text(answer)
-    if answer.status == _CONFLICT or (answer.status >= 400 and _DUPLICATE.search(text)):  # noqa: PLR2004
-        return Judgement(Result.LOOK_UP, f"{answer.status} {text}")
     refused = refusal(answer)
     if refused is None:
         return compare(event, answer.document)
+    text = error_text(answer)
+    if answer.status == _CONFLICT or (answer.status >= 400 and _DUPLICATE.search(text)):  # noqa: PLR2004
+        return Judgement(Result.LOOK_UP, f"{answer.status} {text}")
     if refused.reason == "error_in_success" and _DUPLICATE.search(text):
         return Judgement(Result.LOOK_UP, text)
     return judge_error(refused)
