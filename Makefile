@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench bench-outbox docs lock model state-machine mutants env env-dev node-sdk
+.PHONY: run test check fmt bench bench-money bench-outbox docs lock model state-machine mutants env env-dev node-sdk
 
 run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
@@ -29,6 +29,10 @@ bench: env-dev
 # How fast charges reach Payment Kit, and the CPU of each: ARGS="--events 20000 --meterings 2".
 bench-outbox: env-dev
 	PYTHONPATH=tests $(BIN)/python -m bench.outbox $(ARGS)
+
+# Reserves and completions straight to metering: rates, latencies, a hot account, 100,000 queued completions.
+bench-money: env-dev
+	PYTHONPATH=tests $(BIN)/python -m bench.money $(ARGS)
 
 # Every interleaving of one call, and the shortest schedule that refutes each weaker protocol.
 model: env-dev
