@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -13,6 +14,7 @@ from rig.waiting import until
 from contracts.errors import ErrorCode, HubError
 from contracts.events import CallCompleted
 from contracts.ids import new_call_id
+from contracts.rpc import credit
 from contracts.rpc import reconcile as r
 from contracts.rpc.metering import ReserveCall
 from contracts.usage import Rates, Usage
@@ -245,6 +247,7 @@ async def test_a_wrong_charge_is_told_in_a_dry_run_and_adjusted_once(past: Neigh
     await past.books.execute("update metering.model_call set credits = 0.5 where id = $1", call_id)
     await past.books.execute("update metering.ledger set amount = 0.5 where call_id = $1", call_id)
     await past.books.execute("update metering.account set spent = 0.5 where id = $1", C)
+    await past.books.execute("select metering.credit_advance($1, now())", C)
 
     (dry,) = await recomputed(past, _period(2))
     (difference,) = dry.differences
@@ -260,7 +263,35 @@ async def test_a_wrong_charge_is_told_in_a_dry_run_and_adjusted_once(past: Neigh
     (again,) = await recomputed(past, _period(2, apply=True))
     assert (again.differences, again.charged) == ((), "1.4000000000")
     found = {each.check for each in (await compared(past, "all")).page}
-    assert not found & {"charge", "spent", "ledger_amount"}
+    assert not found & {"charge", "spent", "ledger_amount", "grants"}
+    await past.open_account(C, "1")
+    assert await past.books.fetch("select * from metering.credit_differences($1)", C) == []
+    asked = credit.TransactionsList(account=C)
+    page = await past.ask(credit.TRANSACTIONS, asked, credit.TransactionsPage)
+    told = [(one.kind, one.amount, one.balance) for one in page.transactions[:2]]
+    assert told == [("granted", 1, Decimal("1000.8")), ("adjusted", Decimal("0.3"), Decimal("999.8"))]
+    assert page.transactions[1].call_id == str(call_id)
+    assert page.transactions[1].reason == "recomputed"
+    month = f"{datetime.now(UTC):%Y-%m}"
+    statement = await past.ask(credit.STATEMENT, credit.StatementGet(account=C, month=month), credit.Statement)
+    assert (statement.difference, statement.adjusted) == (0, Decimal("0.3"))
+    refund = credit.RefundCall(refund_id=str(uuid4()), call_id=str(call_id), amount=Decimal("0.21"))
+    with pytest.raises(HubError, match="no more than it cost"):
+        await past.ask(credit.REFUND_CALL, refund, credit.CreditChanged)
+
+
+async def test_a_charge_is_not_lowered_below_what_was_refunded(past: Neighbours) -> None:
+    call_id = await past.books.fetchval("select call_id from metering.ledger where account = $1", C)
+    refund = credit.RefundCall(refund_id=str(uuid4()), call_id=str(call_id))
+    await past.ask(credit.REFUND_CALL, refund, credit.CreditChanged)
+    await past.books.execute(
+        "update metering.model_call set rates = replace(rates::text, '0.002', '0.001')::jsonb where id = $1", call_id
+    )
+    (page,) = await recomputed(past, _period(2, apply=True))
+    (difference,) = page.differences
+    assert (difference.priced, difference.applied) == ("0.1500000000", False)
+    assert "refunded" in difference.note
+    assert await past.books.fetchval("select count(*) from metering.adjustment") == 0
 
 
 async def test_an_adjustment_that_the_grants_do_not_cover_is_told_and_not_made(past: Neighbours) -> None:

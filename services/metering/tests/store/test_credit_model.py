@@ -24,6 +24,7 @@ from contracts.subjects import CallKind
 from contracts.usage import Candidate, Rates, Usage
 from metering import events, reserve
 from metering.ledger import statements, views
+from metering.reconcile import repairs
 from metering.sql.store import QUERY_SETTINGS, TurnStore
 from runtime import postgres
 from runtime.postgres import Pool
@@ -45,6 +46,8 @@ class Lot:
     made: datetime
     rest: Decimal
     state: str = "waiting"
+    paid: Decimal = Decimal(0)
+    """For charges, less what came back."""
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Model:
     granted: Decimal = Decimal(0)
     spent: Decimal = Decimal(0)
     held: Decimal = Decimal(0)
+    paid: list[Lot] = field(default_factory=list)
+    """Grants that paid charges, who paid last at the end."""
 
     @property
     def free(self) -> Decimal:
@@ -65,14 +70,27 @@ class Model:
         ordered = [lot for lot in self.lots if lot.state in {"active", "lapsed"}]
         return sorted(ordered, key=lambda lot: (lot.state == "lapsed", lot.priority, lot.ends or never, lot.made))
 
-    def pay(self, amount: Decimal) -> None:
+    def pay(self, amount: Decimal, *, charge: bool) -> None:
         for lot in self.open_lots():
             part = min(lot.rest, amount)
+            if charge and part:
+                lot.paid += part
+                self.paid = [*(other for other in self.paid if other is not lot), lot]
             lot.rest -= part
             amount -= part
             if lot.rest == 0:
                 lot.state = "closed"
         assert amount == 0, "the grants did not suffice"
+
+    def give_back(self, amount: Decimal, now: datetime) -> None:
+        for lot in reversed(self.paid):
+            part = min(lot.paid, amount)
+            lot.paid -= part
+            lot.rest += part
+            amount -= part
+            if part:
+                lot.state = "lapsed" if lot.ends and lot.ends <= now else "active"
+        assert amount == 0, "more came back than was paid"
 
     def advance(self, now: datetime) -> None:
         for lot in self.lots:
@@ -101,6 +119,7 @@ class Books:
     running: list[ReserveCall] = field(default_factory=list)
     charged: dict[str, Decimal] = field(default_factory=dict)
     refunded: dict[str, Decimal] = field(default_factory=dict)
+    adjusted: dict[str, Decimal] = field(default_factory=dict)
 
     async def value(self, sql: str, *values: object) -> Any:
         return await self.pool.fetchval(sql, *values)
@@ -142,7 +161,7 @@ class Books:
         charge = min(cents * CENT, hold)
         self.model.held -= hold
         self.model.spent += charge
-        self.model.pay(charge)
+        self.model.pay(charge, charge=True)
         self.charged[done.call_id] = charge
 
     async def fail(self, pick: int) -> None:
@@ -161,7 +180,7 @@ class Books:
         self.model.advance(self.now)
         assert word == ("done" if amount <= self.model.free else "not_enough")
         if word == "done":
-            self.model.pay(amount)
+            self.model.pay(amount, charge=False)
             self.model.granted -= amount
 
     async def end(self, pick: int, what: str, amount: Decimal | None) -> None:
@@ -194,7 +213,7 @@ class Books:
         if not self.charged:
             return
         call_id = list(self.charged)[pick % len(self.charged)]
-        rest = self.charged[call_id] - self.refunded.get(call_id, Decimal(0))
+        rest = self.charged[call_id] + self.adjusted.get(call_id, Decimal(0)) - self.refunded.get(call_id, Decimal(0))
         given = uuid4()
         word = await self.value(
             "select metering.credit_refund($1, $2, $3, null, '', '', $4)", given, call_id, amount, self.now
@@ -211,6 +230,33 @@ class Books:
             self.model.granted += back
             self.model.advance(self.now)  # what came in may cover a call that held an ended grant
             self.refunded[call_id] = self.refunded.get(call_id, Decimal(0)) + back
+
+    async def reprice(self, pick: int, cents: int) -> None:
+        """As `hub recompute --apply` does it when a call comes to another charge."""
+        calls = [call_id for call_id, charge in self.charged.items() if charge]
+        if not calls:
+            return
+        call_id = calls[pick % len(calls)]
+        before = self.charged[call_id] + self.adjusted.get(call_id, Decimal(0))
+        amount = max(cents * CENT, self.refunded.get(call_id, Decimal(0))) - before
+        if not amount:
+            return
+        await self.wait(0)
+        try:
+            async with self.pool.acquire() as connection, connection.transaction():
+                await connection.execute(repairs._ADJUST, self.account, call_id, "charge", amount, "", "", "")
+                await connection.execute("select metering.credit_charge($1, $2, $3)", self.account, amount, self.now)
+        except asyncpg.CheckViolationError:
+            assert amount > self.model.free
+            return
+        assert amount <= self.model.free
+        self.adjusted[call_id] = self.adjusted.get(call_id, Decimal(0)) + amount
+        self.model.spent += amount
+        if amount > 0:
+            self.model.pay(amount, charge=True)
+        else:
+            self.model.give_back(-amount, self.now)
+        self.model.advance(self.now)
 
     async def wait(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -246,7 +292,10 @@ class Books:
             assert one.balance == balance
             balance -= one.amount
         assert balance == 0
-        assert sum(one.amount for one in seen if one.kind == "charged") == -self.model.spent
+        charged = sum(one.amount for one in seen if one.kind == "charged")
+        assert charged == sum(self.adjusted.values()) - self.model.spent
+        repriced = [one for one in seen if one.kind == "adjusted" and one.call_id in self.adjusted]
+        assert -sum(one.amount for one in repriced) == sum(self.adjusted.values())
         for month in {f"{BEGIN:%Y-%m}", f"{datetime.now(UTC):%Y-%m}"}:
             told = await statements.statement(self.pool, credit.StatementGet(account=self.account, month=month))
             assert told.difference == 0
@@ -273,6 +322,7 @@ operations = st.one_of(
     st.tuples(st.just("end"), picks, st.sampled_from(["withdrawn", "expired"]), st.none()),
     st.tuples(st.just("end"), picks, st.just("withdrawn"), amounts),
     st.tuples(st.just("refund"), picks, st.one_of(st.none(), amounts)),
+    st.tuples(st.just("reprice"), picks, st.integers(0, 600)),
     st.tuples(st.just("wait"), st.integers(1, 8)),
 )  # fmt: skip
 
@@ -320,6 +370,25 @@ async def test_a_grant_that_ends_while_it_is_held_gives_up_only_what_is_free(poo
     await books.wait(2)
     assert (books.model.granted, books.model.spent) == (Decimal("1.5"), Decimal("1.5"))
     await books.check()
+    await books.check_views()
+
+
+async def test_a_charge_that_comes_to_less_goes_back_to_the_grants_that_paid_last(pool: Pool, store: TurnStore) -> None:
+    books = Books(pool, store, "did:less")
+    await books.give(Decimal(2), 10, None, 5)
+    await books.give(Decimal(4), 50, None, None)
+    await books.hold(Decimal(5))
+    await books.settle(0, 500)
+    await books.wait(6)  # the first grant has paid 2 and is over, the second has paid 3
+    await books.reprice(0, 100)
+    await books.check()
+    ended, left = books.model.lots
+    assert (left.rest, ended.rest, ended.state) == (4, 0, "closed"), "what comes back to a grant that is over ends"
+    assert (books.model.granted, books.model.spent) == (5, 1)
+    await books.reduce(Decimal(4))
+    await books.check()
+    draws = await pool.fetch("select amount from metering.credit_draw where account = $1 order by number", "did:less")
+    assert [row["amount"] for row in draws] == [2, 3, -3, -1, 4], "rows are added, none is changed"
     await books.check_views()
 
 

@@ -74,6 +74,22 @@ async def test_parked_and_stuck_rows_and_batches_that_do_not_add_up_are_named(
     assert found == {"outbox_parked", "outbox_pending", "outbox_batch"}
 
 
+async def test_more_drawn_from_grants_than_spent_is_named_and_given_back(
+    books: "asyncpg.Connection[asyncpg.Record]", connection: Connection
+) -> None:
+    await books.execute("select metering.credit_welcome(array['did:c'], array[gen_random_uuid()], 5, '', null, now())")
+    await books.execute("update metering.account set spent = 3 where id = 'did:c'")
+    await books.execute("select metering.credit_advance('did:c', now())")
+    await books.execute("update metering.account set spent = 1 where id = 'did:c'")
+    (difference,) = (await credit.grants(connection, WHOLE)).differences or ()
+    assert (difference.account, difference.expected, difference.found, difference.detail) == (
+        "did:c", "1.0000000000", "3.0000000000", "drawn above what is spent",
+    )  # fmt: skip
+    await books.execute("select metering.credit_advance('did:c', now())")
+    assert names(await credit.grants(connection, WHOLE)) == []
+    assert await books.fetchval("select rest from metering.credit_lot where account = 'did:c'") == 4
+
+
 async def test_grants_that_do_not_add_up_are_named(
     books: "asyncpg.Connection[asyncpg.Record]", connection: Connection
 ) -> None:

@@ -160,10 +160,10 @@ class TransactionsList(Page):
 
 
 class Transaction(Message):
-    """A charge or an entry, and the balance (granted minus spent) directly after it."""
+    """A charge, an entry, or an adjustment of a charge, and the balance (granted minus spent) directly after it."""
 
     transaction_id: str
-    """The call's id of a charge, the entry's of all else."""
+    """The call's id of a charge, else the id of the entry or of the adjustment."""
     kind: TransactionKind
     amount: CreditsChange
     balance: CreditsChange
@@ -193,8 +193,9 @@ class StatementGet(Message):
 class Statement(Message):
     """opening + granted + adjusted + refunded + expired + withdrawn + charged = closing; signs are part of the sums.
 
-    `opening` and `closing` are counted back from the account's balance, the sums from the rows of the month, all in one
-    snapshot; `difference` is what they lack of each other, and 0 as long as the books are right.
+    `adjusted` has adjustments of charges too, as when a period was priced again. `opening` and `closing` are counted
+    back from the account's balance, the sums from the rows of the month, all in one snapshot; `difference` is what they
+    lack of each other, and 0 as long as the books are right.
     """
 
     account: str
@@ -211,6 +212,7 @@ class Statement(Message):
     charges: int
     """Calls that cost something."""
     entries: int
+    """All other rows."""
 
 
 class AccountsList(Message):

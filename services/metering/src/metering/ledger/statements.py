@@ -16,14 +16,20 @@ with charges as (
         coalesce(sum(l.amount) filter (where l.at < $3), 0) as within,
         coalesce(sum(l.amount) filter (where l.at >= $3), 0) as later
     from metering.ledger l where l.account = $1 and l.at >= $2
+), changes as (
+    select e.kind, e.amount, e.at from metering.credit_entry e where e.account = $1 and e.at >= $2
+    union all
+    select 'adjusted', -j.amount, j.at from metering.charge_adjustment j where j.account = $1 and j.at >= $2
 ), entries as (
-    select e.kind, count(*) filter (where e.at < $3) as number,
-        coalesce(sum(e.amount) filter (where e.at < $3), 0) as within,
-        coalesce(sum(e.amount) filter (where e.at >= $3), 0) as later
-    from metering.credit_entry e where e.account = $1 and e.at >= $2 group by e.kind
+    select c.kind, count(*) filter (where c.at < $3) as number,
+        coalesce(sum(c.amount) filter (where c.at < $3), 0) as within,
+        coalesce(sum(c.amount) filter (where c.at >= $3), 0) as later
+    from changes c group by c.kind
 ), before as (
     select coalesce((select sum(e.amount) from metering.credit_entry e where e.account = $1 and e.at < $2), 0)
-        - coalesce((select sum(l.amount) from metering.ledger l where l.account = $1 and l.at < $2), 0) as balance
+        - coalesce((select sum(l.amount) from metering.ledger l where l.account = $1 and l.at < $2), 0)
+        - coalesce((
+            select sum(j.amount) from metering.charge_adjustment j where j.account = $1 and j.at < $2), 0) as balance
 )
 select 'balance' as kind, 0 as number, coalesce((
     select a.granted - a.spent from metering.account a where a.id = $1), 0) as within, 0 as later

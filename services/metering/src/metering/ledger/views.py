@@ -59,16 +59,24 @@ _ENTRIES: Final = (
     "from metering.credit_entry e where e.account = $1 and coalesce($4, e.kind) = e.kind and "
     + _IN_RANGE.format(row="e")
 )
-_COUNT: Final = f"select (select count(*) {_CHARGES}) + (select count(*) {_ENTRIES})"
+_ADJUSTED: Final = (
+    "from metering.charge_adjustment j where j.account = $1 and coalesce($4, 'adjusted') = 'adjusted' and "
+    + _IN_RANGE.format(row="j")
+)
+_COUNT: Final = f"select (select count(*) {_CHARGES}) + (select count(*) {_ENTRIES}) + (select count(*) {_ADJUSTED})"
 _PLACES: Final = f"""
-select p.acct_seq, p.number, p.id from (
-    (select l.acct_seq, 0::bigint as number, l.call_id as id {_CHARGES}
+select p.acct_seq, p.number, p.id, p.sort from (
+    (select l.acct_seq, 0::bigint as number, 'charge' as sort, l.at, l.call_id as id {_CHARGES}
         order by l.acct_seq desc limit $5::int + $6::int)
     union all
-    (select e.acct_seq, e.number, e.id {_ENTRIES} order by e.number desc limit $5::int + $6::int)
-) p order by p.acct_seq desc, p.number desc limit $5 offset $6
+    (select e.acct_seq, e.number, 'entry', e.at, e.id {_ENTRIES} order by e.number desc limit $5::int + $6::int)
+    union all
+    (select j.acct_seq, j.entries, 'repriced', j.at, j.id {_ADJUSTED}
+        order by j.acct_seq desc, j.entries desc, j.at desc, j.id desc limit $5::int + $6::int)
+) p order by p.acct_seq desc, p.number desc, p.sort = 'repriced' desc, p.at desc, p.id desc limit $5 offset $6
 """  # noqa: S608 - constants
-"""Charges and entries in one order: an entry stands behind the charge that was the last one before it."""
+"""All in one order: an entry stands behind the charge that was the last one before it, an adjustment of charges behind
+both."""
 _ROWS: Final = """
 with spans as (
     select a.spent - coalesce((
@@ -81,11 +89,25 @@ with spans as (
 select c.call_id as id, 'charged' as kind, -c.amount as amount, c.at, c.call_id, null::uuid as grant_id,
     m.model, m.project, '' as reason, '' as made_by, coalesce((
         select e.granted from metering.credit_entry e where e.account = $1 and e.acct_seq < c.acct_seq
-        order by e.number desc limit 1), 0) - c.spent_after as balance
+        order by e.number desc limit 1), 0) - c.spent_after + coalesce((
+        select sum(j.amount) from metering.charge_adjustment j
+        where j.account = $1 and j.acct_seq >= c.acct_seq), 0) as balance
 from charges c join metering.model_call m on m.id = c.call_id where c.call_id = any ($4)
 union all
 select e.id, e.kind, e.amount, e.at, e.call_id, e.grant_id, null, null, e.reason, e.made_by, e.granted - e.spent
 from metering.credit_entry e where e.account = $1 and e.id = any ($4)
+union all
+select j.id, 'adjusted', -j.amount, j.at, j.call_id, null, m.model, m.project, j.reason, j.made_by, coalesce((
+        select e.granted from metering.credit_entry e where e.account = $1 and e.number <= j.entries
+        order by e.number desc limit 1), 0)
+    - a.spent + coalesce((
+        select sum(l.amount) from metering.ledger l where l.account = $1 and l.acct_seq > j.acct_seq), 0)
+    + coalesce((
+        select sum(k.amount) from metering.charge_adjustment k where k.account = $1
+            and (k.acct_seq, k.entries, k.at, k.id) > (j.acct_seq, j.entries, j.at, j.id)), 0)
+from metering.charge_adjustment j join metering.account a on a.id = j.account
+    left join metering.model_call m on m.id = j.call_id
+where j.account = $1 and j.id = any ($4)
 """
 
 
@@ -107,7 +129,7 @@ async def grants(pool: Pool, request: GrantsList) -> GrantsPage:
 
 
 async def transactions(pool: Pool, request: TransactionsList) -> TransactionsPage:
-    """Charges and entries of an account in one order, newest first, each with the balance directly after it.
+    """Charges, their adjustments and entries in one order, newest first, each with the balance directly after it.
 
     The balance is counted back from the account's own, in one snapshot; so it is right whatever the range leaves out.
 
@@ -122,11 +144,12 @@ async def transactions(pool: Pool, request: TransactionsList) -> TransactionsPag
         if not places:
             return TransactionsPage(transactions=(), count=count)
         ids = [place["id"] for place in places]
-        charges = [place["acct_seq"] for place in places if place["number"] == 0]
+        charges = [place["acct_seq"] for place in places if place["sort"] == "charge"]
         rows = await connection.fetch(_ROWS, request.account, min(charges, default=1), max(charges, default=0), ids)
     found = {(row["kind"] == "charged", row["id"]): row for row in rows}
     return TransactionsPage(
-        transactions=tuple(_transaction(found[place["number"] == 0, place["id"]]) for place in places), count=count
+        transactions=tuple(_transaction(found[place["sort"] == "charge", place["id"]]) for place in places),
+        count=count,
     )
 
 

@@ -27,8 +27,18 @@ _DIFFERENCE: Final = (
 )
 _LOCK_ACCOUNT: Final = "select * from metering.account where id = $1 for no key update"
 _ADJUST: Final = (
-    "insert into metering.adjustment (account, call_id, target, amount, difference, reason, made_by)"
-    " values ($1, $2, $3, $4, $5, $6, $7)"
+    "insert into metering.adjustment (account, call_id, target, amount, difference, reason, made_by, acct_seq, entries)"
+    " values ($1, $2, $3, $4, $5, $6, $7,"
+    " coalesce((select a.seq from metering.account a where a.id = $1), 0),"
+    " coalesce((select b.entries from metering.credit_book b where b.account = $1), 0))"
+)
+_IS_MIRRORED: Final = "select exists (select from metering.payment_account p where p.account = $1)"
+"""Whether Payment Kit keeps the account's grants."""
+_CHARGE: Final = "select metering.credit_charge($1, $2, now())"
+_CHARGE_MIRRORED: Final = "update metering.account set spent = spent + $2 where id = $1"
+_RETURN: Final = "select metering.credit_return($1, now())"
+_REFUNDED: Final = (
+    "select coalesce(sum(e.amount), 0) from metering.credit_entry e where e.call_id = $1 and e.kind = 'refunded'"
 )
 _HOLDS: Final = """
 select coalesce(sum(c.hold), 0) from metering.model_call c
@@ -167,10 +177,9 @@ async def put_right(connection: Connection, call_id: object, note: Note) -> str:
     if charged == booked == price:
         raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
     if charged == booked:
-        await _adjust(connection, account, call_id, "charge", price - charged, note)
-        await _moved(
-            connection, "update metering.account set spent = spent + $2 where id = $1", account, price - charged
-        )
+        if price < charged and price < await connection.fetchval(_REFUNDED, call_id):
+            raise HubError(ErrorCode.CONFLICT, "More than the rest was refunded; accept the difference with a reason.")
+        await adjust_charge(connection, account, call_id, price - charged, note)
         return f"call {call_id}: charge adjusted by {text(price - charged)}, {account} has paid it"
     done = []
     for target, says in (("call", charged), ("ledger", booked)):
@@ -178,6 +187,17 @@ async def put_right(connection: Connection, call_id: object, note: Note) -> str:
             await _adjust(connection, account, call_id, target, price - says, note)
             done.append(f"{target} adjusted by {text(price - says)}")
     return f"call {call_id}: {', '.join(done)}"
+
+
+async def adjust_charge(connection: Connection, account: str, call_id: object, amount: Decimal, note: Note) -> None:
+    """An account pays so much more for a call, or gets it back into the grants that had paid; it is locked.
+
+    Raises:
+        HubError: `conflict`, when its grants do not cover it.
+    """
+    await _adjust(connection, account, call_id, "charge", amount, note)
+    mirrored = await connection.fetchval(_IS_MIRRORED, account)
+    await _moved(connection, _CHARGE_MIRRORED if mirrored else _CHARGE, account, amount)
 
 
 async def _move(connection: Connection, account: asyncpg.Record, total: str, to: Decimal, note: Note) -> str:
@@ -188,6 +208,7 @@ async def _move(connection: Connection, account: asyncpg.Record, total: str, to:
     column = {"held": "held", "spent": "spent"}[total]
     statement = f"update metering.account set {column} = $2 where id = $1"  # noqa: S608 - one of two words
     await _moved(connection, statement, account["id"], to)
+    await connection.execute(_RETURN, account["id"])
     return f"{account['id']}: {total} moved by {text(by)} to {text(to)}"
 
 
