@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench bench-money bench-outbox docs lock model state-machine mutants env env-dev node-sdk
+.PHONY: run test check fmt bench bench-money bench-outbox docs lock fuzz model state-machine mutants env env-dev node-sdk
 
 run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
@@ -33,6 +33,9 @@ bench-outbox: env-dev
 # Reserves and completions straight to metering: rates, latencies, a hot account, 100,000 queued completions.
 bench-money: env-dev
 	PYTHONPATH=tests $(BIN)/python -m bench.money $(ARGS)
+# The property tests with new examples each time, and many of them; `make test` takes the same few each time.
+fuzz: env-dev
+	$(BIN)/pytest -q -o timeout=0 -n 2 -m hypothesis --hypothesis-profile=fuzz
 
 # Every interleaving of one call, and the shortest schedule that refutes each weaker protocol.
 model: env-dev
@@ -40,7 +43,7 @@ model: env-dev
 
 # 5,000 random histories of 50 steps on the real SQL; `make test` runs a few.
 state-machine: env-dev
-	STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q -o timeout=0 \
+	STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q -o timeout=0 --hypothesis-profile=fuzz \
 		services/metering/tests/store/test_state_machine.py
 
 # Seeded bugs, each on a copy of the tree, and the test that catches each.
