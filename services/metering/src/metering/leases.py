@@ -5,7 +5,7 @@ Source: settle protocol, steps 1, 6 and 12.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -36,22 +36,9 @@ _EXTEND: Final = msgspec.json.Decoder(ExtendHold)
 _RENEW: Final = msgspec.json.Decoder(RenewLeases)
 Q = TypeVar("Q")
 
-_RENEW_SQL: Final = """
-with mine as (
-    -- Rows that a turn is settling right now are passed over: waiting for them could deadlock with that turn.
-    select c.id from unnest($1::uuid[], $2::int[]) u(id, epoch) join metering.model_call c on c.id = u.id
-    where c.state = 'processing' and c.epoch = u.epoch
-    for no key update of c skip locked
-), renewed as (
-    update metering.model_call c set lease_until = now() + $3::interval, router = $4 from mine m where c.id = m.id
-    returning 1
-)
-select (select count(*) from renewed) as renewed, (
-    select array_agg(u.id) from unnest($1::uuid[], $2::int[]) u(id, epoch)
-        left join metering.model_call c on c.id = u.id
-    where c.id is null or c.state <> 'processing' or c.epoch <> u.epoch
-) as ended
-"""
+_RENEW_SQL: Final = "select * from metering.renew($1, $2, $3, $4)"
+_RENEWED_AT_ONCE: Final = 256
+"""Calls of one transaction: turns of their accounts wait for it."""
 
 _GRACE_MAX_S: Final = 10.0
 """Two renewals of a router at its slowest."""
@@ -139,24 +126,25 @@ class Leases:
         return ExtendReply(granted=True) if answer == "granted" else ExtendReply(granted=False, reason=answer)
 
     async def renew(self, payload: bytes) -> RenewReply:
-        """One statement for all calls of a router. While the database is away nothing is said to have ended.
+        """All calls of a router, in small transactions. While the database is away nothing is said to have ended.
 
         Raises:
             msgspec.DecodeError: no request.
         """
         request = _RENEW.decode(payload)
-        calls = [(call_id, epoch) for call_id, epoch in request.calls if is_call_id(call_id)]
+        renewed, ended = 0, list[str]()
         try:
             async with asyncio.timeout(self.wait_s):
-                row = await self.pool.fetchrow(
-                    _RENEW_SQL, [call[0] for call in calls], [call[1] for call in calls], self.lease, request.router
-                )
+                for epoch, calls in _portions(request.calls):
+                    row = await self.pool.fetchrow(_RENEW_SQL, calls, epoch, self.lease, request.router)
+                    assert row is not None  # noqa: S101 - a function with out parameters gives one row
+                    renewed += row["renewed"]
+                    ended += map(str, row["ended"] or ())
         except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
             self.interrupted()
-            _log.warning("renew failed", calls=len(calls), error=type(error).__name__)
+            _log.warning("renew failed", calls=len(request.calls), error=type(error).__name__)
             return RenewReply(0, ())
-        assert row is not None  # noqa: S101 - an aggregate gives one row
-        return RenewReply(row["renewed"], tuple(str(call_id) for call_id in row["ended"] or ()))
+        return RenewReply(renewed, tuple(ended))
 
     async def stale(self, request: StaleCalls) -> StaleReply:
         """Calls whose lease has ended by PostgreSQL's clock.
@@ -231,3 +219,15 @@ class Leases:
         oldest = min((call_time_ms(call_id) for call_id in self._open), default=self._scanned_ms)
         await self.pool.execute(_MOVE_MARK, min(oldest, self._scanned_ms) - _OVERLAP_MS)
         await self.pool.execute(_FORGET_SKEWED)
+
+
+def _portions(calls: Iterable[tuple[str, int]]) -> Iterator[tuple[int, list[str]]]:
+    """Epoch and calls of each transaction of a renewal, oldest first; each call once."""
+    by_epoch: dict[int, set[str]] = {}
+    for call_id, epoch in calls:
+        if is_call_id(call_id):
+            by_epoch.setdefault(epoch, set()).add(call_id)
+    for epoch, of_epoch in by_epoch.items():
+        ordered = sorted(of_epoch)
+        for start in range(0, len(ordered), _RENEWED_AT_ONCE):
+            yield epoch, ordered[start : start + _RENEWED_AT_ONCE]

@@ -31,7 +31,7 @@ async def _extend(hub: Neighbours, reserved: ReserveCall, amount: str, epoch: in
 async def _renew(hub: Neighbours, *calls: tuple[str, int]) -> RenewReply:
     subject = subjects.rpc(questions.SERVICE, questions.RENEW)
     payload = msgspec.json.encode(RenewLeases(hub.router_id, calls))
-    return msgspec.json.decode(await hub.router.call(subject, payload, 5), type=RenewReply)
+    return msgspec.json.decode(await hub.router.call(subject, payload, 30), type=RenewReply)
 
 
 async def _stale(hub: Neighbours) -> Sequence[StaleCall]:
@@ -92,6 +92,38 @@ async def test_renewing_moves_the_lease_and_names_what_has_ended(hub: Neighbours
     row = await hub.row(running.call_id)
     assert row["lease_until"] > before
     assert row["router"] == hub.router_id
+
+
+async def test_a_renewal_waits_for_whoever_changes_its_account_and_sees_what_came_of_it(hub: Neighbours) -> None:
+    """Rows that change under a renewal, or under a turn because of one, have made PostgreSQL crash."""
+    await hub.restart_metering(reserve_wait_s=30.0)
+    await hub.open_account("did:a", "10")
+    running, taken = call(), call()
+    await hub.reserve_batch(running, taken)
+
+    async def waits() -> bool:
+        return bool(await hub.books.fetchval("select count(*) from pg_locks where not granted"))
+
+    async with hub.books.transaction():
+        await hub.books.execute("select 1 from metering.account where id = 'did:a' for no key update")
+        renewing = asyncio.create_task(_renew(hub, (running.call_id, 1), (taken.call_id, 1)))
+        await until(waits, what="the renewal waits for the account")
+        await hub.books.execute("update metering.model_call set epoch = 2 where id = $1", taken.call_id)
+    reply = await renewing
+
+    assert (reply.renewed, reply.ended) == (1, (taken.call_id,))
+
+
+async def test_a_renewal_of_many_calls_under_several_epochs_is_whole(hub: Neighbours) -> None:
+    await hub.open_account("did:a", "1000")
+    calls = [call() for _ in range(300)]
+    await hub.reserve_batch(*calls)
+    await hub.books.execute("update metering.model_call set epoch = 2 where id = $1", calls[0].call_id)
+
+    reply = await _renew(hub, *((one.call_id, 2 if one is calls[0] else 1) for one in calls), ("no id", 1))
+
+    assert (reply.renewed, reply.ended) == (300, ())
+    assert await hub.books.fetchval("select count(*) from metering.model_call where router = $1", hub.router_id) == 300
 
 
 async def test_a_call_whose_lease_ended_is_stale_until_it_is_closed(hub: Neighbours) -> None:
