@@ -22,7 +22,7 @@ from bench.processes import BenchError, Upstream
 from bench.replies import MODELS
 from contracts import subjects
 from contracts.permissions import OPERATOR
-from contracts.rpc import catalog, identity
+from contracts.rpc import catalog, identity, rate_changes
 from contracts.rpc.envelope import Reply
 from hub_local.first_key import new_key
 from hub_local.state import HubState, read
@@ -89,10 +89,10 @@ def running_hub(folder: Path, upstream: Upstream, accounts: int) -> Iterator[Sys
 
 async def set_rates(state: HubState) -> None:
     """Give the mock upstream's models a price above zero, so that every call is charged."""
-    rates = catalog.RatesSet(
+    rates = rate_changes.RatesSet(
         pattern=f"{PROVIDER}/*", input="0.0000025000", output="0.0000100000", changed_by="benchmark"
     )
-    await _ask(state, catalog.SERVICE, catalog.RATES_SET, rates, catalog.RateView)
+    await _ask(state, catalog.SERVICE, rate_changes.RATES_SET, rates, catalog.RateView)
 
 
 async def create_accounts(state: HubState, count: int) -> tuple[str, ...]:

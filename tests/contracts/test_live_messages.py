@@ -13,7 +13,7 @@ from rig.waiting import until
 from contracts import permissions, subjects
 from contracts.ids import new_process_id
 from contracts.permissions import Permissions
-from contracts.rpc import catalog, identity, metering
+from contracts.rpc import catalog, identity, metering, model_calls, rate_changes
 from contracts.rpc.envelope import Empty
 from runtime import rpc
 from runtime.bus import Bus, opened
@@ -159,8 +159,8 @@ async def _questions(operator: Bus) -> None:
     await rpc.ask(operator, identity.SERVICE, identity.KEY_LIST, identity.KeyList(), identity.KeyPage)
     revoke = identity.KeyRevoke(key_id=key.key_id)
     await rpc.ask(operator, identity.SERVICE, identity.KEY_REVOKE, revoke, Empty)
-    await rpc.ask(operator, metering.SERVICE, metering.CALL_LIST, metering.CallList(), metering.CallPage)
+    await rpc.ask(operator, metering.SERVICE, model_calls.CALL_LIST, model_calls.CallList(), model_calls.CallPage)
     await rpc.ask(operator, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet(), catalog.Snapshot)
-    rates = catalog.RatesSet(pattern="acme/*", input="0.000001", output="0.000002")
-    await rpc.ask(operator, catalog.SERVICE, catalog.RATES_SET, rates, catalog.RateView)
-    await rpc.ask(operator, catalog.SERVICE, catalog.RATES_LIST, catalog.RatesList(), catalog.RatesPage)
+    rates = rate_changes.RatesSet(pattern="acme/*", input="0.000001", output="0.000002")
+    await rpc.ask(operator, catalog.SERVICE, rate_changes.RATES_SET, rates, catalog.RateView)
+    await rpc.ask(operator, catalog.SERVICE, rate_changes.RATES_LIST, rate_changes.RatesList(), rate_changes.RatesPage)

@@ -19,7 +19,7 @@ from rig.servers import in_docker, make_streams
 from rig.waiting import until
 
 from contracts.permissions import OPERATOR, PROVISIONER
-from contracts.rpc import catalog, identity
+from contracts.rpc import catalog, identity, rate_changes
 from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, SETTLE
 from faults import invariants
@@ -60,8 +60,8 @@ class Scene:
 
     async def price(self, pattern: str, **rates: str) -> None:
         """Set rates, and wait until every gateway knows them."""
-        request = catalog.RatesSet(pattern=pattern, **rates)
-        await rpc.ask(self.operator, catalog.SERVICE, catalog.RATES_SET, request, catalog.RateView)
+        request = rate_changes.RatesSet(pattern=pattern, **rates)
+        await rpc.ask(self.operator, catalog.SERVICE, rate_changes.RATES_SET, request, catalog.RateView)
 
     async def shorten_ack_wait(self) -> None:
         """The settle consumer, with `ACK_WAIT_S`."""

@@ -16,8 +16,8 @@ from rig.payment_kit import KEY
 from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc import metering
-from contracts.rpc.metering import PaymentPause, PaymentRetried, PaymentRetry, PaymentStatus
+from contracts.rpc import metering, payments
+from contracts.rpc.payments import PaymentPause, PaymentRetried, PaymentRetry, PaymentStatus
 from faults.clients import Payer
 from faults.conftest import SetScene
 from faults.kit import Kit, all_sent, even, journal, reconciled
@@ -67,7 +67,7 @@ async def killed_while_reporting(scene: Scene, payer: Payer, point: str) -> None
 
 
 async def pause(scene: Scene, *, paused: bool) -> None:
-    await rpc.ask(scene.operator, metering.SERVICE, metering.PAYMENT_PAUSE, PaymentPause(paused=paused), PaymentStatus)
+    await rpc.ask(scene.operator, metering.SERVICE, payments.PAYMENT_PAUSE, PaymentPause(paused=paused), PaymentStatus)
 
 
 @pytest.mark.crash(17)
@@ -167,7 +167,7 @@ async def test_row_20_what_cannot_be_looked_up_is_parked_with_an_alert_and_never
     differences = [each.check for each in (await reconciled(scene)).page]
     assert differences == ["outbox_parked"] * 4
     await kit.fail()
-    await rpc.ask(scene.operator, metering.SERVICE, metering.PAYMENT_RETRY, PaymentRetry(), PaymentRetried)
+    await rpc.ask(scene.operator, metering.SERVICE, payments.PAYMENT_RETRY, PaymentRetry(), PaymentRetried)
     assert await even(scene, kit, payer) > 0
 
 

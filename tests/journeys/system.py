@@ -15,7 +15,7 @@ from rig.provider import FakeProvider
 from rig.waiting import until
 
 from contracts.permissions import GATEWAY, ROUTER
-from contracts.rpc import catalog, identity, metering
+from contracts.rpc import catalog, identity, metering, rate_changes
 from runtime import rpc
 from runtime.bus import Bus
 
@@ -139,8 +139,8 @@ class System:
 
     async def set_rate(self, pattern: str, rate_in: str, rate_out: str, **more: str) -> None:
         """Put a price in force, and wait until every gateway knows it."""
-        request = catalog.RatesSet(pattern=pattern, input=rate_in, output=rate_out, **more)  # type: ignore[arg-type]
-        await rpc.ask(self.bus, catalog.SERVICE, catalog.RATES_SET, request, catalog.RateView)
+        request = rate_changes.RatesSet(pattern=pattern, input=rate_in, output=rate_out, **more)  # type: ignore[arg-type]
+        await rpc.ask(self.bus, catalog.SERVICE, rate_changes.RATES_SET, request, catalog.RateView)
 
 
 def environment(

@@ -7,7 +7,7 @@ import pytest
 from rig.provider import Reply
 from rig.waiting import until
 
-from contracts.rpc import catalog, identity
+from contracts.rpc import catalog, identity, rate_changes
 from journeys.system import CLAUDE, Caller, System
 from runtime import rpc
 
@@ -51,7 +51,7 @@ async def administrator(system: System, role: identity.Role = "admin") -> dict[s
 async def test_tiers_and_an_hours_cache_are_charged_as_anthropic_reports_them(system: System) -> None:
     caller = await system.caller("100000")
     tier = {"above": 1000, "input": "0.02", "output": "0.04", "cache_read": "0", "cache_write_1h": "0.08"}
-    rate = catalog.RatesSet.model_validate(
+    rate = rate_changes.RatesSet.model_validate(
         {
             "pattern": f"anthropic/{CLAUDE}",
             "input": "0.01",
@@ -61,7 +61,7 @@ async def test_tiers_and_an_hours_cache_are_charged_as_anthropic_reports_them(sy
             "tiers": [tier],
         }
     )
-    await rpc.ask(system.bus, catalog.SERVICE, catalog.RATES_SET, rate, catalog.RateView)
+    await rpc.ask(system.bus, catalog.SERVICE, rate_changes.RATES_SET, rate, catalog.RateView)
 
     def used(five_minutes: int, hour: int) -> Reply:
         split = {"ephemeral_5m_input_tokens": five_minutes, "ephemeral_1h_input_tokens": hour}

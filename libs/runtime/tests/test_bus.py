@@ -9,7 +9,7 @@ from nats import errors
 
 from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc import metering
+from contracts.rpc import metering, model_calls
 from runtime import rpc
 from runtime.bus import Bus, header_block, no_responders, opened
 
@@ -149,7 +149,7 @@ async def test_question_without_listener_says_so_at_once(nats: Any, until: Any) 
     with pytest.raises(errors.NoRespondersError):
         await asker.call(NOBODY, b"?", 30)
     with pytest.raises(HubError) as refused:
-        await rpc.ask(asker, metering.SERVICE, "nobody", metering.StaleCalls(), metering.StaleReply, timeout_s=30)
+        await rpc.ask(asker, metering.SERVICE, "nobody", model_calls.StaleCalls(), model_calls.StaleReply, timeout_s=30)
     assert refused.value.code is ErrorCode.SERVICE_UNAVAILABLE
     assert refused.value.retry_after_s
     await asker.close()

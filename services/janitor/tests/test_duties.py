@@ -21,7 +21,7 @@ from contracts import permissions, subjects
 from contracts.duties import DutyRun
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_process_id
-from contracts.rpc import credit, metering, reconcile
+from contracts.rpc import credit, metering, model_calls, reconcile
 from contracts.rpc.envelope import Problem
 from contracts.streams import DUTY_LEASES, DUTY_RUNS
 from janitor import schedule
@@ -240,7 +240,7 @@ class Books:
 
     async def listen(self) -> None:
         answers: dict[str, Callable[[], BaseModel]] = {
-            metering.STALE: lambda: metering.StaleReply(calls=()),
+            model_calls.STALE: lambda: model_calls.StaleReply(calls=()),
             credit.GRANTS_DUE: self._grants,
             reconcile.EXPIRE_CLAIMS: lambda: reconcile.ClaimsExpired(claims=3),
             reconcile.MAKE_PARTITIONS: lambda: reconcile.PartitionsMade(partitions=("ledger_2031_05",)),

@@ -10,29 +10,31 @@ from structlog.testing import capture_logs
 
 from contracts import permissions, subjects
 from contracts.ids import new_process_id
-from contracts.rpc import catalog
+from contracts.rpc import catalog, rate_changes
 from contracts.rpc.envelope import Reply
 from janitor.app import janitor
 from janitor.settings import Settings
 
 
-def checked(found: str, action: str) -> catalog.CheckedRate:
-    return catalog.CheckedRate.model_validate(
+def checked(found: str, action: str) -> rate_changes.CheckedRate:
+    return rate_changes.CheckedRate.model_validate(
         {"pattern": f"llm/{found}", "found": found, "drift_percent": "4.00", "margin_percent": "-3", "action": action}
     )
 
 
 @asynccontextmanager
-async def asked_of_router(nats: Any, report: catalog.CheckReport) -> AsyncIterator["asyncio.Queue[catalog.RatesCheck]"]:
+async def asked_of_router(
+    nats: Any, report: rate_changes.CheckReport
+) -> AsyncIterator["asyncio.Queue[rate_changes.RatesCheck]"]:
     """The questions that a provider-router with this report gets."""
     bus = await nats.connect(permissions.ROUTER)
-    asked: asyncio.Queue[catalog.RatesCheck] = asyncio.Queue()
+    asked: asyncio.Queue[rate_changes.RatesCheck] = asyncio.Queue()
 
     def answer(_subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        asked.put_nowait(catalog.RatesCheck.model_validate_json(payload))
-        bus.send(reply.decode(), Reply[catalog.CheckReport](ok=report).model_dump_json(exclude_none=True).encode())
+        asked.put_nowait(rate_changes.RatesCheck.model_validate_json(payload))
+        bus.send(reply.decode(), Reply[rate_changes.CheckReport](ok=report).model_dump_json(exclude_none=True).encode())
 
-    await bus.listen(subjects.rpc(catalog.SERVICE, catalog.RATES_CHECK), answer, queue=catalog.SERVICE)
+    await bus.listen(subjects.rpc(catalog.SERVICE, rate_changes.RATES_CHECK), answer, queue=catalog.SERVICE)
     await bus.flush()
     yield asked
     await bus.close()
@@ -41,7 +43,7 @@ async def asked_of_router(nats: Any, report: catalog.CheckReport) -> AsyncIterat
 @pytest.mark.parity(112, 113)
 @pytest.mark.parametrize("apply", [False, True])
 async def test_rates_are_checked_at_once_and_again_and_losses_are_told(nats: Any, apply: bool) -> None:
-    report = catalog.CheckReport(
+    report = rate_changes.CheckReport(
         check_id="1",
         source="genai-prices 1",
         counts={"below_cost": 2, "drift": 1},

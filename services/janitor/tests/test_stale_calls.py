@@ -18,7 +18,7 @@ import pytest
 from contracts import permissions, subjects
 from contracts.events import CallFailed, stale_message_id
 from contracts.ids import new_call_id, new_process_id
-from contracts.rpc import metering
+from contracts.rpc import metering, model_calls
 from contracts.rpc.envelope import Reply
 from contracts.streams import CALLS, DUTY_LEASES
 from hub_local.programs import http_status
@@ -38,22 +38,24 @@ class FakeMetering:
     """Answers `stale` as metering does: the same calls again until they are settled."""
 
     bus: Bus
-    stale: list[metering.StaleCall] = field(default_factory=list)
+    stale: list[model_calls.StaleCall] = field(default_factory=list)
     asked_by: Counter[str] = field(default_factory=Counter)
 
     async def listen(self) -> None:
-        await self.bus.listen(subjects.rpc(metering.SERVICE, metering.STALE), self._answer, queue=metering.SERVICE)
+        await self.bus.listen(subjects.rpc(metering.SERVICE, model_calls.STALE), self._answer, queue=metering.SERVICE)
 
     def _answer(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        question = metering.StaleCalls.model_validate_json(payload)
+        question = model_calls.StaleCalls.model_validate_json(payload)
         self.asked_by[reply.decode().split(".")[2]] += 1
         calls = tuple(self.stale[: question.limit])
-        answer = Reply[metering.StaleReply](ok=metering.StaleReply(calls=calls, oldest_open_at="2026-01-01T00:00:00Z"))
+        answer = Reply[model_calls.StaleReply](
+            ok=model_calls.StaleReply(calls=calls, oldest_open_at="2026-01-01T00:00:00Z")
+        )
         self.bus.send(reply.decode(), answer.model_dump_json(exclude_none=True).encode())
 
 
 @contextlib.asynccontextmanager
-async def fake_metering(nats: Any, *stale: metering.StaleCall) -> AsyncIterator[FakeMetering]:
+async def fake_metering(nats: Any, *stale: model_calls.StaleCall) -> AsyncIterator[FakeMetering]:
     bus = await nats.connect(permissions.METERING)
     fake = FakeMetering(bus, list(stale))
     await fake.listen()
@@ -72,8 +74,8 @@ def settings(nats: Any, **changes: object) -> Settings:
     return Settings.model_validate(values)
 
 
-def stale_call(kind: str = "chat") -> metering.StaleCall:
-    return metering.StaleCall(call_id=new_call_id(), epoch=1, account="did:abt:alice", kind=kind, trace_id="a" * 32)
+def stale_call(kind: str = "chat") -> model_calls.StaleCall:
+    return model_calls.StaleCall(call_id=new_call_id(), epoch=1, account="did:abt:alice", kind=kind, trace_id="a" * 32)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, within_s: float = 10.0) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from contracts import streams, subjects
-from contracts.rpc import catalog
+from contracts.rpc import rate_changes
 
 GATEWAY: Final = "gateway"
 ROUTER: Final = "provider-router"
@@ -127,7 +127,7 @@ USERS: Final[dict[str, Permissions]] = {
     JANITOR: Permissions(
         publish=_unique(
             subjects.rpc(METERING, "*"),
-            subjects.rpc(ROUTER, catalog.RATES_CHECK),
+            subjects.rpc(ROUTER, rate_changes.RATES_CHECK),
             f"{subjects.CALLS_FAILED}.*",
             *_write_bucket(streams.DUTY_LEASES),
             *_write_bucket(streams.DUTY_RUNS),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from contracts.errors import ErrorCode, HubError
 from contracts.events import CallState
 from contracts.money import ZERO, CreditsError, parse
-from contracts.rpc import catalog, identity, metering
+from contracts.rpc import catalog, identity, metering, model_calls, payments
 from contracts.rpc.envelope import Empty
 from gateway.identity.keys import Keys
 from runtime.bus import Bus
@@ -68,16 +68,16 @@ class Peers:
         """A question about rates, in the name of an administrator."""
         return await ask(self._bus, catalog.SERVICE, method, request, reply, timeout_s)
 
-    async def call(self, call_id: str, account: str | None) -> metering.CallView:
+    async def call(self, call_id: str, account: str | None) -> model_calls.CallView:
         """A call; of this account only, unless None."""
-        request = metering.CallGet(call_id=call_id, account=account)
-        return await ask(self._bus, metering.SERVICE, metering.CALL_GET, request, metering.CallView)
+        request = model_calls.CallGet(call_id=call_id, account=account)
+        return await ask(self._bus, metering.SERVICE, model_calls.CALL_GET, request, model_calls.CallView)
 
     async def outcomes(self, call_ids: Sequence[str]) -> dict[str, metering.SettledCall]:
         """The closed ones among at most 1,000 calls, by id."""
-        request = metering.CallOutcomes(call_ids=tuple(call_ids))
+        request = model_calls.CallOutcomes(call_ids=tuple(call_ids))
         reply = await ask(
-            self._bus, metering.SERVICE, metering.CALL_OUTCOMES, request, metering.CallOutcomesReply, _OUTCOMES_S
+            self._bus, metering.SERVICE, model_calls.CALL_OUTCOMES, request, model_calls.CallOutcomesReply, _OUTCOMES_S
         )
         return {
             call.call_id: metering.SettledCall(call.call_id, call.state, call.credits)
@@ -92,13 +92,13 @@ class Peers:
 
     async def payment_link(self) -> str | None:
         """Where metering says that users buy credits."""
-        reply = metering.PaymentLink
-        return (await ask(self._bus, metering.SERVICE, metering.PAYMENT_LINK, metering.PaymentLinkGet(), reply)).link
+        reply = payments.PaymentLink
+        return (await ask(self._bus, metering.SERVICE, payments.PAYMENT_LINK, payments.PaymentLinkGet(), reply)).link
 
-    async def payment_callback(self, request: metering.PaymentCallback) -> metering.PaymentCallbackReply:
+    async def payment_callback(self, request: payments.PaymentCallback) -> payments.PaymentCallbackReply:
         """What metering thinks of a webhook."""
-        reply = metering.PaymentCallbackReply
-        return await ask(self._bus, metering.SERVICE, metering.PAYMENT_CALLBACK, request, reply)
+        reply = payments.PaymentCallbackReply
+        return await ask(self._bus, metering.SERVICE, payments.PAYMENT_CALLBACK, request, reply)
 
     async def open_accounts(self, accounts: Sequence[str], credits_each: Decimal | None) -> None:
         """Make accounts with a welcome grant each; None = the configured one."""

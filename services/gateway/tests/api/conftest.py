@@ -15,7 +15,7 @@ import uvicorn
 from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_process_id
-from contracts.rpc import catalog, metering
+from contracts.rpc import catalog, metering, model_calls, rate_changes
 from contracts.rpc.identity import KeyCreate, KeyCreated, Role
 from gateway import rpc
 from gateway.admission.prices import Prices
@@ -58,19 +58,21 @@ class Books:
     """What the stand-in for metering knows, and what it was asked."""
 
     balances: dict[str, Decimal] = field(default_factory=dict)
-    calls: dict[str, metering.CallView] = field(default_factory=dict)
+    calls: dict[str, model_calls.CallView] = field(default_factory=dict)
     grants: list[metering.Grant] = field(default_factory=list)
     opened: list[metering.AccountsOpen] = field(default_factory=list)
-    rates: list[catalog.RatesSet] = field(default_factory=list)
+    rates: list[rate_changes.RatesSet] = field(default_factory=list)
 
-    async def set_rates(self, asked: catalog.RatesSet) -> catalog.RateView:
+    async def set_rates(self, asked: rate_changes.RatesSet) -> catalog.RateView:
         if asked.expected_version != len(self.rates):
             raise HubError(ErrorCode.CONFLICT, "Changed meanwhile.", param="expected_version")
         self.rates.append(asked)
         return SNAPSHOT.rates[0]
 
-    async def list_rates(self, asked: catalog.RatesList) -> catalog.RatesPage:
-        return catalog.RatesPage(rates=tuple(rate for rate in SNAPSHOT.rates if (asked.pattern or "") in rate.pattern))
+    async def list_rates(self, asked: rate_changes.RatesList) -> rate_changes.RatesPage:
+        return rate_changes.RatesPage(
+            rates=tuple(rate for rate in SNAPSHOT.rates if (asked.pattern or "") in rate.pattern)
+        )
 
     async def balance(self, asked: metering.BalanceGet) -> metering.Balance:
         zero = Decimal(0)
@@ -79,7 +81,7 @@ class Books:
             return metering.Balance(account=asked.account, granted=zero, spent=zero, held=zero, available=zero)
         return metering.Balance(account=asked.account, granted=free + 1, spent=zero, held=Decimal(1), available=free)
 
-    async def call(self, asked: metering.CallGet) -> metering.CallView:
+    async def call(self, asked: model_calls.CallGet) -> model_calls.CallView:
         view = self.calls.get(asked.call_id)
         if view is None or asked.account not in {None, view.account}:
             raise HubError(ErrorCode.NOT_FOUND, "There is no such call.")
@@ -130,13 +132,22 @@ async def books(nats_url: Callable[[str], str], stack: AsyncExitStack) -> Books:
         if user == permissions.METERING:
             service = metering.SERVICE
             answer(on, service, metering.BALANCE, metering.BalanceGet, metering.Balance, books.balance)
-            answer(on, service, metering.CALL_GET, metering.CallGet, metering.CallView, books.call)
+            answer(on, service, model_calls.CALL_GET, model_calls.CallGet, model_calls.CallView, books.call)
             answer(on, service, metering.GRANT, metering.Grant, metering.Balance, books.grant)
             answer(on, service, metering.ACCOUNTS_OPEN, metering.AccountsOpen, metering.AccountsOpened, books.open)
         else:
             answer(on, catalog.SERVICE, catalog.SNAPSHOT, catalog.SnapshotGet, catalog.Snapshot, _snapshot)
-            answer(on, catalog.SERVICE, catalog.RATES_SET, catalog.RatesSet, catalog.RateView, books.set_rates)
-            answer(on, catalog.SERVICE, catalog.RATES_LIST, catalog.RatesList, catalog.RatesPage, books.list_rates)
+            answer(
+                on, catalog.SERVICE, rate_changes.RATES_SET, rate_changes.RatesSet, catalog.RateView, books.set_rates
+            )
+            answer(
+                on,
+                catalog.SERVICE,
+                rate_changes.RATES_LIST,
+                rate_changes.RatesList,
+                rate_changes.RatesPage,
+                books.list_rates,
+            )
         await on.start()
         stack.push_async_callback(on.stop)
     return books

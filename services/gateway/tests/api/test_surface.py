@@ -6,7 +6,7 @@ import pytest
 
 from contracts.errors import ErrorCode
 from contracts.ids import new_call_id
-from contracts.rpc.metering import AttemptView, CallView
+from contracts.rpc.model_calls import AttemptView, CallView
 from gateway.api import routes
 from gateway.api.dialects import CHAT_PATHS
 

@@ -7,7 +7,7 @@ import asyncpg
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import is_call_id
 from contracts.money import ZERO, to_text
-from contracts.rpc.metering import (
+from contracts.rpc.model_calls import (
     AttemptView,
     CallGet,
     CallList,

@@ -17,15 +17,8 @@ from nats.errors import Error as NatsError
 
 from contracts.ids import call_time_ms, first_call_id_at, is_call_id
 from contracts.money import CreditsError, checked, parse, rounded
-from contracts.rpc.metering import (
-    ExtendHold,
-    ExtendReply,
-    RenewLeases,
-    RenewReply,
-    StaleCall,
-    StaleCalls,
-    StaleReply,
-)
+from contracts.rpc.metering import ExtendHold, ExtendReply, RenewLeases, RenewReply
+from contracts.rpc.model_calls import StaleCall, StaleCalls, StaleReply
 from metering.times import iso_ms
 from runtime.bus import Bus, Listener
 from runtime.postgres import UNKNOWN_OUTCOME, Pool

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import credit as c
 from contracts.rpc import metering as q
+from contracts.rpc import model_calls, payments
 from contracts.rpc import reconcile as r
 from contracts.rpc.envelope import Empty
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
@@ -45,11 +46,18 @@ def serve(
 
     Credit is kept by `payment` where there is a Payment Kit, else by the built-in ledger.
     """
-    answer(broker, ME, q.CALL_GET, q.CallGet, q.CallView, partial(calls.get, pool))
-    answer(broker, ME, q.CALL_LIST, q.CallList, q.CallPage, partial(calls.page, pool))
-    answer(broker, ME, q.CALL_OUTCOMES, q.CallOutcomes, q.CallOutcomesReply, partial(calls.outcomes, pool))
+    answer(broker, ME, model_calls.CALL_GET, model_calls.CallGet, model_calls.CallView, partial(calls.get, pool))
+    answer(broker, ME, model_calls.CALL_LIST, model_calls.CallList, model_calls.CallPage, partial(calls.page, pool))
+    answer(
+        broker,
+        ME,
+        model_calls.CALL_OUTCOMES,
+        model_calls.CallOutcomes,
+        model_calls.CallOutcomesReply,
+        partial(calls.outcomes, pool),
+    )
     answer(broker, ME, WHAT_IF, WhatIf, WhatIfReply, partial(what_if, pool))
-    answer(broker, ME, q.STALE, q.StaleCalls, q.StaleReply, leases.stale)
+    answer(broker, ME, model_calls.STALE, model_calls.StaleCalls, model_calls.StaleReply, leases.stale)
     answer(broker, ME, q.BALANCE, q.BalanceGet, q.Balance, partial(accounts.balance, pool))
     answer(broker, ME, c.ACCOUNTS_LIST, c.AccountsList, c.AccountsPage, partial(accounts.listed, pool))
     answer(broker, ME, c.GRANTS_LIST, c.GrantsList, c.GrantsPage, partial(views.grants, pool))
@@ -76,11 +84,18 @@ def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed, payment_link
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _telling(changed, partial(changes.refund_grant, pool)))
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _telling(changed, partial(changes.expire, pool)))
     answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, partial(due.once, pool, changed))
-    answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, off.status)
-    answer(broker, ME, q.PAYMENT_LINK, q.PaymentLinkGet, q.PaymentLink, partial(off.link, payment_link))
-    answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, off.received)
-    answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, off.pause)
-    answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, off.retry)
+    answer(broker, ME, payments.PAYMENT_STATUS, payments.PaymentStatusGet, payments.PaymentStatus, off.status)
+    answer(
+        broker,
+        ME,
+        payments.PAYMENT_LINK,
+        payments.PaymentLinkGet,
+        payments.PaymentLink,
+        partial(off.link, payment_link),
+    )
+    answer(broker, ME, payments.PAYMENT_CALLBACK, payments.PaymentCallback, payments.PaymentCallbackReply, off.received)
+    answer(broker, ME, payments.PAYMENT_PAUSE, payments.PaymentPause, payments.PaymentStatus, off.pause)
+    answer(broker, ME, payments.PAYMENT_RETRY, payments.PaymentRetry, payments.PaymentRetried, off.retry)
 
 
 def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
@@ -92,11 +107,18 @@ def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _elsewhere)
     _change(broker, c.GRANT_EXPIRE, c.GrantExpire, _elsewhere)
     answer(broker, ME, c.GRANTS_DUE, c.GrantsDue, c.GrantsDone, _none_due)
-    answer(broker, ME, q.PAYMENT_STATUS, q.PaymentStatusGet, q.PaymentStatus, payment.status.get)
-    answer(broker, ME, q.PAYMENT_LINK, q.PaymentLinkGet, q.PaymentLink, payment.links.current)
-    answer(broker, ME, q.PAYMENT_CALLBACK, q.PaymentCallback, q.PaymentCallbackReply, payment.callbacks.received)
-    answer(broker, ME, q.PAYMENT_PAUSE, q.PaymentPause, q.PaymentStatus, payment.status.pause)
-    answer(broker, ME, q.PAYMENT_RETRY, q.PaymentRetry, q.PaymentRetried, payment.status.retry)
+    answer(broker, ME, payments.PAYMENT_STATUS, payments.PaymentStatusGet, payments.PaymentStatus, payment.status.get)
+    answer(broker, ME, payments.PAYMENT_LINK, payments.PaymentLinkGet, payments.PaymentLink, payment.links.current)
+    answer(
+        broker,
+        ME,
+        payments.PAYMENT_CALLBACK,
+        payments.PaymentCallback,
+        payments.PaymentCallbackReply,
+        payment.callbacks.received,
+    )
+    answer(broker, ME, payments.PAYMENT_PAUSE, payments.PaymentPause, payments.PaymentStatus, payment.status.pause)
+    answer(broker, ME, payments.PAYMENT_RETRY, payments.PaymentRetry, payments.PaymentRetried, payment.status.retry)
 
 
 def _change(

@@ -8,8 +8,7 @@ An acknowledgement counts for the stream that gave it: when the bus has lost its
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import msgspec
@@ -19,11 +18,9 @@ from nats.errors import Error as NatsError
 from contracts import subjects
 from contracts.cloudevent import CONTENT_TYPE, usage_event
 from contracts.events import UsageRecorded
-from contracts.subjects import CallKind
 from metering import metrics, usage_stream
-from metering.pricing import as_texts
-from metering.sql.store import Settled, TurnResult
-from metering.stored import rates_of, usage_of
+from metering.recorded import from_books, from_memory, kind_of
+from metering.sql.store import TurnResult
 from metering.times import iso_ms
 from runtime import failpoints
 from runtime.bus import Bus, header_block
@@ -92,7 +89,7 @@ class UsageEvents:
         """The events of one turn; what cannot be sent now is found by `catch_up`."""
         at = iso_ms(result.at)
         for settled in result.settled:
-            self._publish(_from_memory(settled, at))
+            self._publish(from_memory(settled, at))
 
     def catch_up_soon(self) -> None:
         """Events may be missing on the bus: a turn or a PubAck was lost, or we have just started."""
@@ -166,7 +163,7 @@ class UsageEvents:
             busy = list({account for account, _, _ in self._under_way.values()})
             rows = await self.pool.fetch(_BEHIND, _PAGE, busy)
             for row in rows:
-                self._publish(_from_books(row))
+                self._publish(from_books(row))
             total += len(rows)
             metrics.USAGE_CAUGHT_UP.inc(len(rows))
             if rows:
@@ -208,7 +205,7 @@ class UsageEvents:
         row = await self.pool.fetchrow(_ONE, call_id)
         if row is None:
             return False
-        event = usage_event(_from_books(row))
+        event = usage_event(from_books(row))
         answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def on_reply(payload: bytes | None, _headers: bytes | None) -> None:
@@ -216,7 +213,7 @@ class UsageEvents:
                 answered.set_result(payload or b'"error"')
 
         self.bus.ask(
-            subjects.usage_recorded(_kind(event.data.kind)),
+            subjects.usage_recorded(kind_of(event.data.kind)),
             _ENCODE(event),
             on_reply,
             _ACK_WAIT_S,
@@ -238,7 +235,7 @@ class UsageEvents:
         self._number += 1
         try:
             self.bus.send(
-                subjects.usage_recorded(_kind(data.kind)),
+                subjects.usage_recorded(kind_of(data.kind)),
                 _ENCODE(event),
                 f"{self.inbox}.{self._number}",
                 header_block(Nats_Msg_Id=event.id, Content_Type=CONTENT_TYPE),
@@ -270,13 +267,6 @@ class UsageEvents:
             self._settled.set()
 
 
-def _kind(kind: str) -> CallKind:
-    try:
-        return CallKind(kind)
-    except ValueError:
-        return CallKind.CHAT
-
-
 def _first_run(sequences: list[int]) -> tuple[int, int]:
     """First and last of the first contiguous run; sorts in place."""
     sequences.sort()
@@ -286,57 +276,3 @@ def _first_run(sequences: list[int]) -> tuple[int, int]:
             break
         last = sequence
     return first, last
-
-
-def _from_memory(settled: Settled, at: str) -> UsageRecorded:
-    fact = settled.arrival.fact
-    candidate = fact.candidate
-    return UsageRecorded(
-        call_id=fact.call_id,
-        account=fact.account,
-        sequence=settled.sequence,
-        state=str(fact.state),
-        outcome=fact.outcome,
-        credits=settled.credits,
-        kind=fact.kind,
-        model=settled.model,
-        provider="" if candidate is None else candidate.provider,
-        usage=fact.usage,
-        rates={} if candidate is None else as_texts(candidate.rates),
-        user=settled.user,
-        project=settled.project,
-        key_id=settled.key_id,
-        overrun=settled.overrun,
-        written_off=settled.written_off,
-        duration_ms=fact.duration_ms,
-        first_byte_ms=fact.first_byte_ms,
-        settled_at=at,
-        trace_id=settled.trace_id,
-    )
-
-
-def _from_books(row: "asyncpg.Record | dict[str, Any]") -> UsageRecorded:
-    settled_at: datetime = row["settled_at"]
-    rates = rates_of(row)
-    return UsageRecorded(
-        call_id=str(row["id"]),
-        account=row["account"],
-        sequence=row["acct_seq"],
-        state=row["state"],
-        outcome=row["outcome"] or "",
-        credits=f"{row['amount']:f}",
-        kind=row["kind"],
-        model=row["model"],
-        provider=row["provider"] or "",
-        usage=usage_of(row),
-        rates={} if rates is None else as_texts(rates),
-        user=row["user_did"],
-        project=row["project"],
-        key_id=row["key_id"],
-        overrun=f"{row['overrun']:f}",
-        written_off=f"{row['written_off']:f}",
-        duration_ms=int(row["duration_s"] * 1000),
-        first_byte_ms=row["first_byte_ms"] or 0,
-        settled_at=iso_ms(settled_at),
-        trace_id=row["trace_id"],
-    )

@@ -10,16 +10,9 @@ from rig.waiting import until
 from contracts import subjects
 from contracts.ids import new_call_id
 from contracts.rpc import metering as questions
-from contracts.rpc.metering import (
-    ExtendHold,
-    ExtendReply,
-    RenewLeases,
-    RenewReply,
-    ReserveCall,
-    StaleCall,
-    StaleCalls,
-    StaleReply,
-)
+from contracts.rpc import model_calls
+from contracts.rpc.metering import ExtendHold, ExtendReply, RenewLeases, RenewReply, ReserveCall
+from contracts.rpc.model_calls import StaleCall, StaleCalls, StaleReply
 
 
 async def _extend(hub: Neighbours, reserved: ReserveCall, amount: str, epoch: int = 1) -> ExtendReply:
@@ -35,7 +28,7 @@ async def _renew(hub: Neighbours, *calls: tuple[str, int]) -> RenewReply:
 
 
 async def _stale(hub: Neighbours) -> Sequence[StaleCall]:
-    return (await hub.ask(questions.STALE, StaleCalls(), StaleReply)).calls
+    return (await hub.ask(model_calls.STALE, StaleCalls(), StaleReply)).calls
 
 
 async def test_a_hold_grows_as_long_as_there_is_credit(hub: Neighbours) -> None:

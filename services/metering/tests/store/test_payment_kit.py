@@ -19,9 +19,10 @@ from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import new_call_id
-from contracts.rpc import credit
+from contracts.rpc import credit, payments
 from contracts.rpc import metering as questions
-from contracts.rpc.metering import Grant, PaymentCallback, PaymentPause, PaymentRetry, PaymentStatusGet, ReserveCall
+from contracts.rpc.metering import Grant, ReserveCall
+from contracts.rpc.payments import PaymentCallback, PaymentPause, PaymentRetry, PaymentStatusGet
 from contracts.usage import Usage
 from metering.settings import Settings
 from runtime.component_call import signed_headers
@@ -148,10 +149,10 @@ async def test_another_value_under_our_identifier_is_parked_and_left_alone(hub: 
     await hub.publish(hub.completed(one))
     (row,) = await until_state(hub, "parked")
     assert "value 7" in row["reason"]
-    told = await hub.ask(questions.PAYMENT_STATUS, PaymentStatusGet(), questions.PaymentStatus)
+    told = await hub.ask(payments.PAYMENT_STATUS, PaymentStatusGet(), payments.PaymentStatus)
     assert (told.parked, told.unreported) == (1, COST)
     assert told.parked_reports[0].identifier == f"mc_{one.call_id}"
-    await hub.ask(questions.PAYMENT_RETRY, PaymentRetry(), questions.PaymentRetried)
+    await hub.ask(payments.PAYMENT_RETRY, PaymentRetry(), payments.PaymentRetried)
     (row,) = await until_state(hub, "parked")
     assert (row["value"], [event["payload"]["value"] for event in kit.books.events]) == (COST, ["7"])
     # What is not reported stays subtracted here.
@@ -168,7 +169,7 @@ async def test_an_answer_that_makes_no_sense_is_parked_and_can_be_tried_again(hu
         (row,) = await until_state(hub, "parked")
         assert row["reason"], fault
         request = PaymentRetry(identifiers=(f"mc_{one.call_id}",))
-        retried = await hub.ask(questions.PAYMENT_RETRY, request, questions.PaymentRetried)
+        retried = await hub.ask(payments.PAYMENT_RETRY, request, payments.PaymentRetried)
         assert retried.retried == 1
         await until_even(hub, kit)
 
@@ -220,14 +221,14 @@ async def test_calls_of_one_user_and_project_travel_together(hub: Neighbours, ki
 @pytest.mark.parity(62)
 async def test_reports_wait_while_paused(hub: Neighbours, kit: LocalKit) -> None:
     kit.give(A, "10")
-    paused = await hub.ask(questions.PAYMENT_PAUSE, PaymentPause(paused=True), questions.PaymentStatus)
+    paused = await hub.ask(payments.PAYMENT_PAUSE, PaymentPause(paused=True), payments.PaymentStatus)
     assert paused.is_paused
     await charged(hub, count=2)
-    told = await hub.ask(questions.PAYMENT_STATUS, PaymentStatusGet(), questions.PaymentStatus)
+    told = await hub.ask(payments.PAYMENT_STATUS, PaymentStatusGet(), payments.PaymentStatus)
     assert (told.pending, told.unreported, kit.books.events) == (2, 2 * COST, [])
     await hub.restart_metering()
     assert await hub.books.fetchval("select count(*) from metering.outbox where tries > 0") == 0
-    await hub.ask(questions.PAYMENT_PAUSE, PaymentPause(paused=False), questions.PaymentStatus)
+    await hub.ask(payments.PAYMENT_PAUSE, PaymentPause(paused=False), payments.PaymentStatus)
     await until_even(hub, kit)
 
 
@@ -373,7 +374,7 @@ async def test_a_webhook_is_a_hint_and_the_object_is_fetched(hub: Neighbours, ki
     kit.give(A, "5")
     event = granted("cus_1")
     for _ in range(3):
-        reply = await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+        reply = await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
         assert reply.verdict == "good"
 
     async def seen() -> bool:
@@ -391,7 +392,7 @@ async def test_a_grant_of_payment_kit_is_told_once_as_it_is_there(hub: Neighbour
     event = granted(bought["customer_id"])
     event["data"]["object"] |= {"id": bought["id"], "amount": "1", "name": "not what is there"}
     for _ in range(3):
-        reply = await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+        reply = await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
         assert reply.verdict == "good"
     rows = await hub.books.fetch("select * from metering.grant_notice")
     assert [(row["level"], row["amount"], row["category"], row["name"]) for row in rows] == [
@@ -399,12 +400,12 @@ async def test_a_grant_of_payment_kit_is_told_once_as_it_is_there(hub: Neighbour
     ]
     assert (rows[0]["account"], int(rows[0]["expires_at"].timestamp())) == (A, ends)
     bought |= {"status": "expired", "remaining_amount": "5000000000"}
-    await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+    await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
     ended = await hub.books.fetch("select amount from metering.grant_notice where level = 'expired'")
     assert [row["amount"] for row in ended] == [Decimal("0.5")]
     kit.fail("error", path=f"/api/credit-grants/{bought['id']}", method="GET")
     with pytest.raises(HubError) as again:
-        await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+        await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
     assert again.value.code == ErrorCode.SERVICE_UNAVAILABLE
 
 
@@ -419,14 +420,14 @@ async def test_a_webhook_that_nobody_signed_so_is_refused(hub: Neighbours, kit: 
     ]
     for changes, verdict in cases:
         request = webhook(kit, granted("cus_1"), **changes)
-        reply = await hub.ask(questions.PAYMENT_CALLBACK, request, questions.PaymentCallbackReply)
+        reply = await hub.ask(payments.PAYMENT_CALLBACK, request, payments.PaymentCallbackReply)
         assert reply.verdict == verdict, changes
 
 
 async def test_a_webhook_about_nobody_we_know_does_no_harm(hub: Neighbours, kit: LocalKit) -> None:
     kit.give(A, "1")
     for event in (granted("cus_9"), granted("z1nobody"), {}, [1], {"data": {"object": {"id": "x"}}}, None):
-        reply = await hub.ask(questions.PAYMENT_CALLBACK, webhook(kit, event), questions.PaymentCallbackReply)
+        reply = await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
         assert reply.verdict == "good"
     assert await hub.books.fetchval("select count(*) from metering.payment_account") == 0
 
@@ -466,10 +467,10 @@ async def test_without_payment_kit_nothing_is_written_and_its_questions_are_refu
         await hub.open_account(A, "10")
         await charged(hub)
         assert await books.fetchval("select count(*) from metering.outbox") == 0
-        told = await hub.ask(questions.PAYMENT_STATUS, PaymentStatusGet(), questions.PaymentStatus)
+        told = await hub.ask(payments.PAYMENT_STATUS, PaymentStatusGet(), payments.PaymentStatus)
         assert not told.is_on
         with pytest.raises(HubError) as refused:
-            await hub.ask(questions.PAYMENT_PAUSE, PaymentPause(paused=True), questions.PaymentStatus)
+            await hub.ask(payments.PAYMENT_PAUSE, PaymentPause(paused=True), payments.PaymentStatus)
         assert refused.value.code == ErrorCode.NOT_FOUND
 
 

@@ -12,8 +12,8 @@ from payment_kit.faults import Action
 from rig.payment_kit import QUICK, LocalKit, served
 from rig.waiting import until
 
-from contracts.rpc import metering as questions
-from contracts.rpc.metering import PaymentLink, PaymentLinkGet
+from contracts.rpc import payments
+from contracts.rpc.payments import PaymentLink, PaymentLinkGet
 from metering.payment_kit.client import PaymentKitError
 from metering.payment_kit.links import base_currency, given, link_body, product_body
 from metering.payment_kit.meter import Meter
@@ -42,7 +42,7 @@ def settings(settings: Settings, kit: LocalKit, request: pytest.FixtureRequest) 
 
 
 async def link(hub: Neighbours) -> str | None:
-    return (await hub.ask(questions.PAYMENT_LINK, PaymentLinkGet(), PaymentLink)).link
+    return (await hub.ask(payments.PAYMENT_LINK, PaymentLinkGet(), PaymentLink)).link
 
 
 async def until_linked(hub: Neighbours, kit: LocalKit) -> str:

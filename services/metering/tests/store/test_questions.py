@@ -12,6 +12,7 @@ from contracts.errors import ErrorCode, HubError
 from contracts.events import Attempt
 from contracts.ids import new_call_id
 from contracts.rpc import metering as q
+from contracts.rpc import model_calls
 from contracts.rpc.catalog import Values
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 
@@ -20,13 +21,15 @@ async def test_a_call_can_be_looked_up_by_its_own_account_only(hub: Neighbours) 
     await hub.open_account("did:a", "10")
     reserved = call()
     await hub.reserve_batch(reserved)
-    open_call = await hub.ask(q.CALL_GET, q.CallGet(call_id=reserved.call_id), q.CallView)
+    open_call = await hub.ask(model_calls.CALL_GET, model_calls.CallGet(call_id=reserved.call_id), model_calls.CallView)
     assert (open_call.state, open_call.credits, open_call.usage) == ("processing", None, None)
 
     tries = (Attempt(1, "a", "m", "main", 503, "upstream_unavailable"), Attempt(2, "demo", "echo", "spare", 200))
     await hub.publish(hub.completed(reserved, attempts=tries))
     await hub.until_settled(reserved)
-    view = await hub.ask(q.CALL_GET, q.CallGet(call_id=reserved.call_id, account="did:a"), q.CallView)
+    view = await hub.ask(
+        model_calls.CALL_GET, model_calls.CallGet(call_id=reserved.call_id, account="did:a"), model_calls.CallView
+    )
 
     assert (view.state, view.credits, view.outcome) == ("success", Decimal("0.2"), "stop")
     assert (view.provider, view.provider_model, view.credential) == ("demo", "echo", "spare")
@@ -43,9 +46,9 @@ async def test_a_call_can_be_looked_up_by_its_own_account_only(hub: Neighbours) 
         (1, 503, "upstream_unavailable"),
         (2, 200, ""),
     ]
-    for request in (q.CallGet(call_id=reserved.call_id, account="did:b"), q.CallGet(call_id="x")):
+    for request in (model_calls.CallGet(call_id=reserved.call_id, account="did:b"), model_calls.CallGet(call_id="x")):
         with pytest.raises(HubError) as refused:
-            await hub.ask(q.CALL_GET, request, q.CallView)
+            await hub.ask(model_calls.CALL_GET, request, model_calls.CallView)
         assert refused.value.code == ErrorCode.NOT_FOUND
 
 
@@ -56,13 +59,15 @@ async def test_calls_are_listed_newest_first_page_by_page(hub: Neighbours) -> No
     seen: list[str] = []
     before = None
     while True:
-        page = await hub.ask(q.CALL_LIST, q.CallList(account="did:a", limit=2, before=before), q.CallPage)
+        page = await hub.ask(
+            model_calls.CALL_LIST, model_calls.CallList(account="did:a", limit=2, before=before), model_calls.CallPage
+        )
         seen += [one.call_id for one in page.calls]
         before = page.next_before
         if before is None:
             break
     assert seen == [one.call_id for one in reversed(mine)]
-    assert len((await hub.ask(q.CALL_LIST, q.CallList(), q.CallPage)).calls) == 6
+    assert len((await hub.ask(model_calls.CALL_LIST, model_calls.CallList(), model_calls.CallPage)).calls) == 6
 
 
 async def test_outcomes_name_the_known_calls(hub: Neighbours) -> None:
@@ -71,8 +76,8 @@ async def test_outcomes_name_the_known_calls(hub: Neighbours) -> None:
     await hub.reserve_batch(done, running)
     await hub.publish(hub.completed(done))
     await hub.until_settled(done)
-    request = q.CallOutcomes(call_ids=(done.call_id, running.call_id, new_call_id(), "x"))
-    reply = await hub.ask(q.CALL_OUTCOMES, request, q.CallOutcomesReply)
+    request = model_calls.CallOutcomes(call_ids=(done.call_id, running.call_id, new_call_id(), "x"))
+    reply = await hub.ask(model_calls.CALL_OUTCOMES, request, model_calls.CallOutcomesReply)
     assert {(one.call_id, one.state, one.credits) for one in reply.calls} == {
         (done.call_id, "success", "0.2000000000"),
         (running.call_id, "processing", "0.0000000000"),

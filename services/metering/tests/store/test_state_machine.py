@@ -28,7 +28,8 @@ from rig.fixtures import Database
 from contracts import subjects
 from contracts.events import Attempt, CallCompleted, CallFailed
 from contracts.ids import new_call_id
-from contracts.rpc.metering import ExtendHold, Grant, RenewLeases, ReserveBatch, StaleCalls
+from contracts.rpc.metering import ExtendHold, Grant, RenewLeases, ReserveBatch
+from contracts.rpc.model_calls import StaleCalls
 from contracts.subjects import CallKind
 from contracts.usage import Usage
 from metering.events import Arrival

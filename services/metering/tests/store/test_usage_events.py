@@ -6,9 +6,9 @@ from neighbours import CANDIDATE, Neighbours, call
 from rig.waiting import until
 
 from contracts.cloudevent import UsageEvent
-from contracts.rpc import metering as q
+from contracts.rpc import model_calls
 from contracts.usage import Piece, PieceRate, Rates, Tier, Usage
-from metering import pricing, usage_events
+from metering import pricing, recorded, usage_events
 from metering.stored import rates_of, usage_of
 
 
@@ -132,9 +132,9 @@ async def test_all_units_of_a_call_are_charged_kept_and_told(hub: Neighbours) ->
     assert (event.data.credits, event.data.usage) == ("3.2100000000", used)
     row = await hub.row(reserved.call_id)
     assert pricing.cost(usage_of(row), rates_of(row) or Rates()) == row["credits"]
-    behind = usage_events._from_books({**dict(row), "acct_seq": 1, "amount": row["credits"]})
+    behind = recorded.from_books({**dict(row), "acct_seq": 1, "amount": row["credits"]})
     assert (behind.usage, behind.rates, behind.credits) == (used, event.data.rates, event.data.credits)
-    view = await hub.ask(q.CALL_GET, q.CallGet(call_id=reserved.call_id), q.CallView)
+    view = await hub.ask(model_calls.CALL_GET, model_calls.CallGet(call_id=reserved.call_id), model_calls.CallView)
     assert view.usage is not None
     assert (view.usage["cache_write_1h_tokens"], view.usage["image 1024x1024 hd"]) == (101, "2")
 

@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 
 from contracts import events, subjects
 from contracts.errors import HubError
-from contracts.rpc import metering
+from contracts.rpc import metering, model_calls
 from runtime import failpoints
 from runtime.bus import Bus, header_block
 from runtime.rpc import ask
@@ -136,10 +136,10 @@ class Outcomes:
     async def _ask_outcomes(self, call_ids: list[str]) -> None:
         """A notice that was lost is not sent again by the duplicate that JetStream swallows: so ask."""
         for start in range(0, len(call_ids), _ASK_MAX):
-            request = metering.CallOutcomes(call_ids=tuple(call_ids[start : start + _ASK_MAX]))
+            request = model_calls.CallOutcomes(call_ids=tuple(call_ids[start : start + _ASK_MAX]))
             try:
                 reply = await ask(
-                    self.bus, metering.SERVICE, metering.CALL_OUTCOMES, request, metering.CallOutcomesReply, 2.0
+                    self.bus, metering.SERVICE, model_calls.CALL_OUTCOMES, request, model_calls.CallOutcomesReply, 2.0
                 )
             except HubError as error:
                 _log.warning("outcomes unknown", error=error.code)

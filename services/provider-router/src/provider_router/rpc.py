@@ -8,7 +8,9 @@ from faststream.nats import NatsBroker
 
 from contracts import subjects
 from contracts.rpc import catalog as questions
-from contracts.rpc.catalog import RatesList, RatesPage, RateView, Snapshot, SnapshotGet
+from contracts.rpc import rate_changes
+from contracts.rpc.catalog import RateView, Snapshot, SnapshotGet
+from contracts.rpc.rate_changes import RatesList, RatesPage
 from provider_router.catalog import package
 from provider_router.catalog.administration import Administration
 from provider_router.catalog.catalog import Catalog
@@ -86,18 +88,43 @@ def serve(on: NatsBroker, catalog: Catalog, rates: Administration) -> None:
         shown = (rate for rate in found if wanted in rate.pattern and (question.deprecated or not rate.deprecated))
         return RatesPage(rates=tuple(shown))
 
-    async def proposals(_question: questions.RatesProposals) -> questions.Proposals:
+    async def proposals(_question: rate_changes.RatesProposals) -> rate_changes.Proposals:
         return await rates.proposals()
 
     answer(on, questions.SERVICE, questions.SNAPSHOT, SnapshotGet, Snapshot, snapshot)
-    answer(on, questions.SERVICE, questions.RATES_LIST, RatesList, RatesPage, listed)
-    answer(on, questions.SERVICE, questions.RATES_SET, questions.RatesSet, RateView, rates.set_rates)
+    answer(on, questions.SERVICE, rate_changes.RATES_LIST, RatesList, RatesPage, listed)
+    answer(on, questions.SERVICE, rate_changes.RATES_SET, rate_changes.RatesSet, RateView, rates.set_rates)
     answer(
-        on, questions.SERVICE, questions.RATES_HISTORY, questions.RatesHistory, questions.RateVersions, rates.history
+        on,
+        questions.SERVICE,
+        rate_changes.RATES_HISTORY,
+        rate_changes.RatesHistory,
+        rate_changes.RateVersions,
+        rates.history,
     )
-    answer(on, questions.SERVICE, questions.RATES_DEPRECATE, questions.RatesDeprecate, RateView, rates.deprecate)
-    answer(on, questions.SERVICE, questions.RATES_SYNC, questions.RatesSync, questions.RatesChanged, rates.sync)
-    answer(on, questions.SERVICE, questions.RATES_MARGIN, questions.RatesMargin, questions.RatesChanged, rates.margin)
-    answer(on, questions.SERVICE, questions.RATES_CHECK, questions.RatesCheck, questions.CheckReport, rates.check)
-    answer(on, questions.SERVICE, questions.RATES_PROPOSALS, questions.RatesProposals, questions.Proposals, proposals)
-    answer(on, questions.SERVICE, questions.RATES_DECIDE, questions.RatesDecide, questions.Decided, rates.decide)
+    answer(on, questions.SERVICE, rate_changes.RATES_DEPRECATE, rate_changes.RatesDeprecate, RateView, rates.deprecate)
+    answer(
+        on, questions.SERVICE, rate_changes.RATES_SYNC, rate_changes.RatesSync, rate_changes.RatesChanged, rates.sync
+    )
+    answer(
+        on,
+        questions.SERVICE,
+        rate_changes.RATES_MARGIN,
+        rate_changes.RatesMargin,
+        rate_changes.RatesChanged,
+        rates.margin,
+    )
+    answer(
+        on, questions.SERVICE, rate_changes.RATES_CHECK, rate_changes.RatesCheck, rate_changes.CheckReport, rates.check
+    )
+    answer(
+        on,
+        questions.SERVICE,
+        rate_changes.RATES_PROPOSALS,
+        rate_changes.RatesProposals,
+        rate_changes.Proposals,
+        proposals,
+    )
+    answer(
+        on, questions.SERVICE, rate_changes.RATES_DECIDE, rate_changes.RatesDecide, rate_changes.Decided, rates.decide
+    )

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from contracts.rpc.catalog import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN, PERCENT_LIMIT
+from contracts.rpc.rate_changes import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN, PERCENT_LIMIT
 from runtime.settings import DatabaseSettings
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"

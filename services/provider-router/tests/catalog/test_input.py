@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.catalog import RatesSet
+from contracts.rpc.rate_changes import RatesSet
 from provider_router.catalog.input import new_rate
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

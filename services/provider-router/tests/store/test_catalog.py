@@ -9,19 +9,8 @@ from rig.waiting import until
 
 from contracts import permissions, streams, subjects
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.catalog import (
-    RATES_LIST,
-    RATES_SET,
-    SERVICE,
-    SNAPSHOT,
-    CatalogChanged,
-    RatesList,
-    RatesPage,
-    RatesSet,
-    RateView,
-    Snapshot,
-    SnapshotGet,
-)
+from contracts.rpc.catalog import SERVICE, SNAPSHOT, CatalogChanged, RateView, Snapshot, SnapshotGet
+from contracts.rpc.rate_changes import RATES_LIST, RATES_SET, RatesList, RatesPage, RatesSet
 from provider_router.catalog import catalog as catalog_module
 from runtime.bus import Bus
 from runtime.rpc import ask

@@ -15,6 +15,7 @@ from rig.waiting import until
 from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import catalog as q
+from contracts.rpc import rate_changes
 from contracts.rpc.envelope import Reply
 from provider_router.catalog import package
 from provider_router.catalog.package import PackagePrices, PackageRate
@@ -33,34 +34,48 @@ class Desk:
 
     async def set(self, pattern: str = "llm/a", price: str = "0.1", **more: Any) -> q.RateView:
         wanted = {"pattern": pattern, "input": price, "output": price, "changed_by": "did:admin", **more}
-        return await self._ask(q.RATES_SET, q.RatesSet.model_validate(wanted), q.RateView)
+        return await self._ask(rate_changes.RATES_SET, rate_changes.RatesSet.model_validate(wanted), q.RateView)
 
     async def deprecate(self, pattern: str, *, deprecated: bool = True, **more: Any) -> q.RateView:
-        wanted = q.RatesDeprecate(pattern=pattern, deprecated=deprecated, changed_by="did:admin", **more)
-        return await self._ask(q.RATES_DEPRECATE, wanted, q.RateView)
+        wanted = rate_changes.RatesDeprecate(pattern=pattern, deprecated=deprecated, changed_by="did:admin", **more)
+        return await self._ask(rate_changes.RATES_DEPRECATE, wanted, q.RateView)
 
     async def rate(self, pattern: str = "llm/a") -> q.RateView:
-        page = await self._ask(q.RATES_LIST, q.RatesList(), q.RatesPage)
+        page = await self._ask(rate_changes.RATES_LIST, rate_changes.RatesList(), rate_changes.RatesPage)
         return next(rate for rate in page.rates if rate.pattern == pattern)
 
-    async def history(self, **more: Any) -> tuple[q.RateVersion, ...]:
-        return (await self._ask(q.RATES_HISTORY, q.RatesHistory(**more), q.RateVersions)).versions
+    async def history(self, **more: Any) -> tuple[rate_changes.RateVersion, ...]:
+        return (
+            await self._ask(rate_changes.RATES_HISTORY, rate_changes.RatesHistory(**more), rate_changes.RateVersions)
+        ).versions
 
-    async def sync(self, **more: Any) -> q.RatesChanged:
-        return await self._ask(q.RATES_SYNC, q.RatesSync(changed_by="did:admin", **more), q.RatesChanged)
+    async def sync(self, **more: Any) -> rate_changes.RatesChanged:
+        return await self._ask(
+            rate_changes.RATES_SYNC, rate_changes.RatesSync(changed_by="did:admin", **more), rate_changes.RatesChanged
+        )
 
-    async def margin(self, percent: str, **more: Any) -> q.RatesChanged:
-        return await self._ask(q.RATES_MARGIN, q.RatesMargin(margin_percent=percent, **more), q.RatesChanged)
+    async def margin(self, percent: str, **more: Any) -> rate_changes.RatesChanged:
+        return await self._ask(
+            rate_changes.RATES_MARGIN,
+            rate_changes.RatesMargin(margin_percent=percent, **more),
+            rate_changes.RatesChanged,
+        )
 
-    async def check(self, *, apply: bool = True) -> q.CheckReport:
-        return await self._ask(q.RATES_CHECK, q.RatesCheck(apply=apply, changed_by="janitor"), q.CheckReport)
+    async def check(self, *, apply: bool = True) -> rate_changes.CheckReport:
+        return await self._ask(
+            rate_changes.RATES_CHECK,
+            rate_changes.RatesCheck(apply=apply, changed_by="janitor"),
+            rate_changes.CheckReport,
+        )
 
-    async def proposals(self) -> tuple[q.Proposal, ...]:
-        return (await self._ask(q.RATES_PROPOSALS, q.RatesProposals(), q.Proposals)).proposals
+    async def proposals(self) -> tuple[rate_changes.Proposal, ...]:
+        return (
+            await self._ask(rate_changes.RATES_PROPOSALS, rate_changes.RatesProposals(), rate_changes.Proposals)
+        ).proposals
 
-    async def decide(self, proposal_id: str, *, approve: bool) -> q.Decided:
-        wanted = q.RatesDecide(proposal_id=proposal_id, approve=approve, changed_by="did:owner")
-        return await self._ask(q.RATES_DECIDE, wanted, q.Decided)
+    async def decide(self, proposal_id: str, *, approve: bool) -> rate_changes.Decided:
+        wanted = rate_changes.RatesDecide(proposal_id=proposal_id, approve=approve, changed_by="did:owner")
+        return await self._ask(rate_changes.RATES_DECIDE, wanted, rate_changes.Decided)
 
     async def _ask(self, method: str, request: BaseModel, reply: type[A]) -> A:
         return await ask(self._bus, q.SERVICE, method, request, reply, 30.0)
@@ -215,22 +230,27 @@ async def test_what_would_break_the_database_is_refused_before_it(desk: Desk, ca
     bus = await catalogs.connect(permissions.OPERATOR)
     huge = {"input": "1", "output": "1", "pattern": "llm/a"}
     questions: list[tuple[str, type[BaseModel], dict[str, Any], str]] = [
-        (q.RATES_HISTORY, q.RateVersions, {"pattern": "a\x00b"}, "pattern"),
-        (q.RATES_HISTORY, q.RateVersions, {"before": 10**30}, "before"),
-        (q.RATES_SYNC, q.RatesChanged, {"providers": ["a\x00"]}, "providers.0"),
-        (q.RATES_SYNC, q.RatesChanged, {"providers": ["-c"]}, "providers.0"),
-        (q.RATES_SYNC, q.RatesChanged, {"margin_percent": "NaN"}, "margin_percent"),
-        (q.RATES_MARGIN, q.RatesChanged, {"margin_percent": "1000000"}, "margin_percent"),
-        (q.RATES_MARGIN, q.RatesChanged, {"margin_percent": "-1"}, "margin_percent"),
-        (q.RATES_MARGIN, q.RatesChanged, {"margin_percent": "1", "credit_price": "0"}, "credit_price"),
-        (q.RATES_DECIDE, q.Decided, {"proposal_id": "a\x00", "approve": True}, "proposal_id"),
+        (rate_changes.RATES_HISTORY, rate_changes.RateVersions, {"pattern": "a\x00b"}, "pattern"),
+        (rate_changes.RATES_HISTORY, rate_changes.RateVersions, {"before": 10**30}, "before"),
+        (rate_changes.RATES_SYNC, rate_changes.RatesChanged, {"providers": ["a\x00"]}, "providers.0"),
+        (rate_changes.RATES_SYNC, rate_changes.RatesChanged, {"providers": ["-c"]}, "providers.0"),
+        (rate_changes.RATES_SYNC, rate_changes.RatesChanged, {"margin_percent": "NaN"}, "margin_percent"),
+        (rate_changes.RATES_MARGIN, rate_changes.RatesChanged, {"margin_percent": "1000000"}, "margin_percent"),
+        (rate_changes.RATES_MARGIN, rate_changes.RatesChanged, {"margin_percent": "-1"}, "margin_percent"),
         (
-            q.RATES_SET,
+            rate_changes.RATES_MARGIN,
+            rate_changes.RatesChanged,
+            {"margin_percent": "1", "credit_price": "0"},
+            "credit_price",
+        ),
+        (rate_changes.RATES_DECIDE, rate_changes.Decided, {"proposal_id": "a\x00", "approve": True}, "proposal_id"),
+        (
+            rate_changes.RATES_SET,
             q.RateView,
             {**huge, "pieces": [{"unit": "image", "rate": "1", "size": "\x00"}]},
             "pieces.0.size",
         ),
-        (q.RATES_SET, q.RateView, {**huge, "expected_version": -1}, "expected_version"),
+        (rate_changes.RATES_SET, q.RateView, {**huge, "expected_version": -1}, "expected_version"),
     ]
     for method, reply, wanted, param in questions:
         raw = json.dumps(wanted).encode()
@@ -362,7 +382,7 @@ async def test_two_decisions_at_once_are_one(desk_of_vendor: tuple[Desk, Vendor]
     both = await asyncio.gather(
         *(desk.decide(proposal.proposal_id, approve=True) for _ in range(2)), return_exceptions=True
     )
-    assert sum(isinstance(result, q.Decided) for result in both) == 1
+    assert sum(isinstance(result, rate_changes.Decided) for result in both) == 1
     assert len(await desk.history(pattern="llm/b")) == 2
 
 

@@ -1,7 +1,7 @@
 """`hub calls`: what became of calls."""
 
 from contracts.money import to_text
-from contracts.rpc import metering
+from contracts.rpc import metering, model_calls
 from hub_local.commands import show as out
 from hub_local.commands.session import ask, run
 
@@ -15,9 +15,9 @@ def list_calls(*, account: str | None = None, limit: int = 20, before: str | Non
         before: a call id: only older ones.
     """
 
-    async def asked() -> metering.CallPage:
-        wanted = metering.CallList(account=account, limit=limit, before=before)
-        return await ask(metering.SERVICE, metering.CALL_LIST, wanted, metering.CallPage)
+    async def asked() -> model_calls.CallPage:
+        wanted = model_calls.CallList(account=account, limit=limit, before=before)
+        return await ask(metering.SERVICE, model_calls.CALL_LIST, wanted, model_calls.CallPage)
 
     page = run(asked())
     out.table(
@@ -38,8 +38,8 @@ def show(call_id: str) -> None:
     Args:
         call_id: as `hub calls` or the header `x-call-id` has it.
     """
-    wanted = metering.CallGet(call_id=call_id)
-    call = run(ask(metering.SERVICE, metering.CALL_GET, wanted, metering.CallView))
+    wanted = model_calls.CallGet(call_id=call_id)
+    call = run(ask(metering.SERVICE, model_calls.CALL_GET, wanted, model_calls.CallView))
     fields = call.model_dump(mode="json", exclude={"attempts"})
     out.record({name.replace("_", " "): "" if value is None else value for name, value in fields.items()})
     if call.attempts:
@@ -53,6 +53,6 @@ def show(call_id: str) -> None:
         )
 
 
-def _tokens(call: metering.CallView) -> str:
+def _tokens(call: model_calls.CallView) -> str:
     counts = [value for value in (call.usage or {}).values() if isinstance(value, int)]
     return str(sum(counts)) if counts else ""

@@ -1,7 +1,7 @@
 """`hub payments`: what is reported to Payment Kit, and what it would not take."""
 
 from contracts.money import to_text
-from contracts.rpc import metering
+from contracts.rpc import metering, payments
 from hub_local.commands import show
 from hub_local.commands.session import ask, run
 
@@ -12,8 +12,8 @@ def status(*, parked: int = 20) -> None:
     Args:
         parked: most parked reports that are shown.
     """
-    request = metering.PaymentStatusGet(parked_max=parked)
-    _print(run(ask(metering.SERVICE, metering.PAYMENT_STATUS, request, metering.PaymentStatus)))
+    request = payments.PaymentStatusGet(parked_max=parked)
+    _print(run(ask(metering.SERVICE, payments.PAYMENT_STATUS, request, payments.PaymentStatus)))
 
 
 def pause() -> None:
@@ -32,17 +32,17 @@ def retry(*identifiers: str) -> None:
     Args:
         identifiers: as `hub payments status` shows them.
     """
-    request = metering.PaymentRetry(identifiers=identifiers or None)
-    retried = run(ask(metering.SERVICE, metering.PAYMENT_RETRY, request, metering.PaymentRetried)).retried
+    request = payments.PaymentRetry(identifiers=identifiers or None)
+    retried = run(ask(metering.SERVICE, payments.PAYMENT_RETRY, request, payments.PaymentRetried)).retried
     print(f"{retried} meter events are tried again")
 
 
 def _switch(*, paused: bool) -> None:
-    request = metering.PaymentPause(paused=paused)
-    _print(run(ask(metering.SERVICE, metering.PAYMENT_PAUSE, request, metering.PaymentStatus)))
+    request = payments.PaymentPause(paused=paused)
+    _print(run(ask(metering.SERVICE, payments.PAYMENT_PAUSE, request, payments.PaymentStatus)))
 
 
-def _print(told: metering.PaymentStatus) -> None:
+def _print(told: payments.PaymentStatus) -> None:
     if not told.is_on:
         print("This hub has no Payment Kit; HUB_PAYMENT_KIT_URL names one.")
         return

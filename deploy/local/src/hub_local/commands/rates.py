@@ -3,7 +3,7 @@
 from typing import Final
 
 from contracts.money import parse, to_text
-from contracts.rpc import catalog, metering
+from contracts.rpc import catalog, metering, rate_changes
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 from contracts.usage import Unit
 from hub_local.commands import show
@@ -52,8 +52,8 @@ def set_rates(
         days: how many days back a dry run looks.
     """
 
-    def wanted() -> catalog.RatesSet:
-        return catalog.RatesSet.model_validate(
+    def wanted() -> rate_changes.RatesSet:
+        return rate_changes.RatesSet.model_validate(
             {
                 "pattern": pattern,
                 "input": input,
@@ -72,7 +72,7 @@ def set_rates(
         )
 
     async def asked() -> catalog.RateView:
-        return await ask(catalog.SERVICE, catalog.RATES_SET, wanted(), catalog.RateView)
+        return await ask(catalog.SERVICE, rate_changes.RATES_SET, wanted(), catalog.RateView)
 
     async def asked_what_if() -> WhatIfReply:
         question = WhatIf(pattern=pattern, rates=wanted(), days=days)
@@ -97,7 +97,9 @@ def list_rates(pattern: str | None = None) -> None:
     Args:
         pattern: only those whose pattern contains this text.
     """
-    page = run(ask(catalog.SERVICE, catalog.RATES_LIST, catalog.RatesList(pattern=pattern), catalog.RatesPage))
+    page = run(
+        ask(catalog.SERVICE, rate_changes.RATES_LIST, rate_changes.RatesList(pattern=pattern), rate_changes.RatesPage)
+    )
     show_rates(list(page.rates))
 
 
@@ -110,9 +112,9 @@ def history(pattern: str | None = None, *, limit: int = 50, before: int | None =
         before: only versions older than this one.
     """
 
-    async def asked() -> catalog.RateVersions:
-        wanted = catalog.RatesHistory(pattern=pattern, limit=limit, before=before)
-        return await ask(catalog.SERVICE, catalog.RATES_HISTORY, wanted, catalog.RateVersions)
+    async def asked() -> rate_changes.RateVersions:
+        wanted = rate_changes.RatesHistory(pattern=pattern, limit=limit, before=before)
+        return await ask(catalog.SERVICE, rate_changes.RATES_HISTORY, wanted, rate_changes.RateVersions)
 
     show.table(
         (
@@ -140,10 +142,10 @@ def deprecate(pattern: str, *, undo: bool = False, expected_version: int | None 
     """
 
     async def asked() -> catalog.RateView:
-        wanted = catalog.RatesDeprecate(
+        wanted = rate_changes.RatesDeprecate(
             pattern=pattern, deprecated=not undo, changed_by=BY, expected_version=expected_version
         )
-        return await ask(catalog.SERVICE, catalog.RATES_DEPRECATE, wanted, catalog.RateView)
+        return await ask(catalog.SERVICE, rate_changes.RATES_DEPRECATE, wanted, catalog.RateView)
 
     show_rates([run(asked())])
 

@@ -4,7 +4,7 @@ import sys
 
 from pydantic import BaseModel
 
-from contracts.rpc import catalog
+from contracts.rpc import catalog, rate_changes
 from hub_local.commands import show
 from hub_local.commands.rates import BY, prices
 from hub_local.commands.session import A, ask, run
@@ -31,8 +31,8 @@ def import_rates(
         dry_run: only show what would change.
     """
 
-    async def asked() -> catalog.RatesChanged:
-        wanted = catalog.RatesSync(
+    async def asked() -> rate_changes.RatesChanged:
+        wanted = rate_changes.RatesSync(
             providers=providers,
             margin_percent=margin,
             credit_price=credit_price,
@@ -41,7 +41,7 @@ def import_rates(
             dry_run=dry_run,
             changed_by=BY,
         )
-        return await _ask(catalog.RATES_SYNC, wanted, catalog.RatesChanged)
+        return await _ask(rate_changes.RATES_SYNC, wanted, rate_changes.RatesChanged)
 
     _show_changed(run(asked()))
 
@@ -55,9 +55,11 @@ def margin(percent: str, *, credit_price: str | None = None, dry_run: bool = Fal
         dry_run: only show what would change.
     """
 
-    async def asked() -> catalog.RatesChanged:
-        wanted = catalog.RatesMargin(margin_percent=percent, credit_price=credit_price, dry_run=dry_run, changed_by=BY)
-        return await _ask(catalog.RATES_MARGIN, wanted, catalog.RatesChanged)
+    async def asked() -> rate_changes.RatesChanged:
+        wanted = rate_changes.RatesMargin(
+            margin_percent=percent, credit_price=credit_price, dry_run=dry_run, changed_by=BY
+        )
+        return await _ask(rate_changes.RATES_MARGIN, wanted, rate_changes.RatesChanged)
 
     _show_changed(run(asked()))
 
@@ -69,8 +71,10 @@ def check(*, apply: bool = False) -> None:
         apply: change what moved by less than 10 %, and propose the rest for approval.
     """
 
-    async def asked() -> catalog.CheckReport:
-        return await _ask(catalog.RATES_CHECK, catalog.RatesCheck(apply=apply, changed_by=BY), catalog.CheckReport)
+    async def asked() -> rate_changes.CheckReport:
+        return await _ask(
+            rate_changes.RATES_CHECK, rate_changes.RatesCheck(apply=apply, changed_by=BY), rate_changes.CheckReport
+        )
 
     report = run(asked())
     show.table(
@@ -89,8 +93,8 @@ def check(*, apply: bool = False) -> None:
 def proposals() -> None:
     """List rate changes that wait for approval."""
 
-    async def asked() -> catalog.Proposals:
-        return await _ask(catalog.RATES_PROPOSALS, catalog.RatesProposals(), catalog.Proposals)
+    async def asked() -> rate_changes.Proposals:
+        return await _ask(rate_changes.RATES_PROPOSALS, rate_changes.RatesProposals(), rate_changes.Proposals)
 
     show.table(
         ("id", "pattern", "why", "drift %", "from", "to", "costs from", "since"),
@@ -123,9 +127,9 @@ def refuse(proposal_id: str) -> None:
 
 
 def _decide(proposal_id: str, *, approve: bool) -> None:
-    async def asked() -> catalog.Decided:
-        wanted = catalog.RatesDecide(proposal_id=proposal_id, approve=approve, changed_by=BY)
-        return await _ask(catalog.RATES_DECIDE, wanted, catalog.Decided)
+    async def asked() -> rate_changes.Decided:
+        wanted = rate_changes.RatesDecide(proposal_id=proposal_id, approve=approve, changed_by=BY)
+        return await _ask(rate_changes.RATES_DECIDE, wanted, rate_changes.Decided)
 
     decided = run(asked())
     now = "" if decided.rate is None else f": {prices(decided.rate)}, version {decided.rate.version}"
@@ -136,7 +140,7 @@ async def _ask(method: str, request: BaseModel, reply: type[A]) -> A:
     return await ask(catalog.SERVICE, method, request, reply, _LONG_S)
 
 
-def _show_changed(changed: catalog.RatesChanged) -> None:
+def _show_changed(changed: rate_changes.RatesChanged) -> None:
     show.table(
         ("pattern", "change", "from", "to", "costs from"),
         [

@@ -1,6 +1,6 @@
-"""Questions to metering.
+"""Questions to metering: admission, holds and leases, and the accounts that they are taken from.
 
-The first half is the bytes path: msgspec, JSON, batched. The second half is asked by people and by duties: pydantic.
+The first half is the bytes path: msgspec, JSON, batched. The second half is asked by people: pydantic.
 """
 
 from typing import Final, Literal
@@ -132,135 +132,11 @@ class SettledBatch(msgspec.Struct, frozen=True):
     calls: tuple[SettledCall, ...]
 
 
-# ---- asked by people and by duties -------------------------------------------------------------------------------
+# ---- asked by people ---------------------------------------------------------------------------------------------
 
-CALL_GET: Final = "call_get"
-CALL_LIST: Final = "call_list"
-CALL_OUTCOMES: Final = "call_outcomes"
-STALE: Final = "stale"
 BALANCE: Final = "balance"
 GRANT: Final = "grant"
 ACCOUNTS_OPEN: Final = "accounts_open"
-PAYMENT_LINK: Final = "payment_link"
-PAYMENT_CALLBACK: Final = "payment_callback"
-PAYMENT_STATUS: Final = "payment_status"
-PAYMENT_PAUSE: Final = "payment_pause"
-PAYMENT_RETRY: Final = "payment_retry"
-
-
-class CallGet(Message):
-    """One call; `account` restricts it to that account's (a foreign id is not found)."""
-
-    call_id: str
-    account: str | None = None
-
-
-class AttemptView(Message):
-    """One upstream try."""
-
-    number: int
-    provider: str
-    model: str
-    credential: str
-    status: int
-    error: str
-    started_ms: int
-    duration_ms: int
-    first_byte_ms: int
-
-
-class CallView(Message):
-    """A ModelCall as users and operators see it."""
-
-    call_id: str
-    state: Literal["processing", "success", "failed"]
-    outcome: str | None
-    account: str
-    user: str
-    project: str
-    key_id: str
-    kind: str
-    dialect: str
-    model: str
-    provider: str | None
-    provider_model: str | None
-    credential: str | None
-    stream: bool
-    hold: Credits
-    credits: Credits | None
-    overrun: Credits
-    written_off: Credits
-    usage: dict[str, int | str] | None
-    error_code: str | None
-    error_reason: str | None
-    duration_s: str | None
-    """Seconds, one decimal."""
-    first_byte_ms: int | None
-    provider_first_byte_ms: int | None
-    trace_id: str
-    request_id: str
-    created_at: str
-    settled_at: str | None
-    attempts: tuple[AttemptView, ...]
-
-
-class CallList(Message):
-    """Calls of an account (None = of all), newest first."""
-
-    account: str | None = None
-    limit: int = Field(50, gt=0, le=500)
-    before: str | None = None
-    """A call id: older ones only."""
-
-
-class CallPage(Message):
-    """`next_before` is None on the last page."""
-
-    calls: tuple[CallView, ...]
-    next_before: str | None
-
-
-class CallOutcomes(Message):
-    """What became of these calls? Asked by a router or gateway whose `settled` notice went missing or never comes."""
-
-    call_ids: tuple[str, ...] = Field(max_length=1000)
-
-
-class CallOutcome(Message):
-    """`state` as in the books; calls that are unknown are left out of the reply."""
-
-    call_id: str
-    state: str
-    credits: str
-
-
-class CallOutcomesReply(Message):
-    """Known calls only."""
-
-    calls: tuple[CallOutcome, ...]
-
-
-class StaleCalls(Message):
-    """Calls whose lease ended by Postgres' clock."""
-
-    limit: int = Field(500, gt=0, le=5000)
-
-
-class StaleCall(Message):
-    """A call to close."""
-
-    call_id: str
-    epoch: int
-    account: str
-    kind: str
-    trace_id: str
-
-
-class StaleReply(Message):
-    """`oldest_open_at` is the age of the oldest call still processing, ISO 8601, for alerts."""
-
-    calls: tuple[StaleCall, ...]
-    oldest_open_at: str | None = None
 
 
 class BalanceGet(Message):
@@ -321,79 +197,3 @@ class AccountsOpened(Message):
     """How many were new."""
 
     opened: int
-
-
-class PaymentLinkGet(Message):
-    """Where can users buy credits?"""
-
-
-class PaymentLink(Message):
-    """An http or https URL; None where there is no such page, or it is not known yet."""
-
-    link: str | None
-
-
-class PaymentCallback(Message):
-    """A webhook of Payment Kit as it came; its signature is metering's to judge."""
-
-    method: str
-    url: str = Field(max_length=4000)
-    """Path and query, not decoded."""
-    headers: dict[str, str]
-    """Those of the signature."""
-    body: str = Field(max_length=300_000)
-
-
-class PaymentCallbackReply(Message):
-    """`good`, `unsigned` or `wrong`."""
-
-    verdict: str
-
-
-class PaymentStatusGet(Message):
-    """How reporting to Payment Kit goes, and the first parked reports."""
-
-    parked_max: int = Field(20, ge=0, le=1000)
-
-
-class ParkedReport(Message):
-    """A meter event that Payment Kit will not take as it is."""
-
-    identifier: str
-    account: str
-    value: Credits
-    reason: str
-    tries: int
-    created_at: str
-
-
-class PaymentStatus(Message):
-    """`unreported`: credits charged here and not yet known to be there."""
-
-    is_on: bool
-    is_paused: bool = False
-    circuit_closed: bool = True
-    """As the process that answers sees Payment Kit."""
-    pending: int = 0
-    parked: int = 0
-    unreported: Credits = ZERO
-    oldest_pending_at: str | None = None
-    parked_reports: tuple[ParkedReport, ...] = ()
-
-
-class PaymentPause(Message):
-    """Stop or go on sending meter events, in every process."""
-
-    paused: bool
-
-
-class PaymentRetry(Message):
-    """Try parked meter events again, unchanged; None = all."""
-
-    identifiers: tuple[str, ...] | None = Field(None, max_length=1000)
-
-
-class PaymentRetried(Message):
-    """How many wait for another try now."""
-
-    retried: int

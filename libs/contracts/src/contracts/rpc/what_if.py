@@ -5,8 +5,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from contracts.money import Credits
-from contracts.rpc.catalog import Pattern, Values
+from contracts.rpc.catalog import Values
 from contracts.rpc.envelope import Message
+from contracts.rpc.rate_changes import Pattern
 
 WHAT_IF: Final = "what_if"
 CALLS_MAX: Final = 100_000

@@ -2,7 +2,7 @@
 
 from contracts.errors import ErrorCode, HubError
 from contracts.ids import is_call_id
-from contracts.rpc.metering import CallView
+from contracts.rpc.model_calls import CallView
 from gateway.api.services import Caller, Used
 from gateway.auth.roles import is_admin
 

@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.metering import PaymentCallback
+from contracts.rpc.payments import PaymentCallback
 from gateway.api.services import Used
 
 CALLBACK_PATH: Final = "/api/payment/callback"

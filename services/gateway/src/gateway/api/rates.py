@@ -6,7 +6,7 @@ from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc import catalog
+from contracts.rpc import catalog, rate_changes
 from contracts.rpc.envelope import PRINTABLE
 from gateway.api.bodies import reads
 from gateway.api.services import Caller, Used
@@ -16,72 +16,84 @@ _PATTERN_MAX: Final = 200
 A = TypeVar("A", bound=BaseModel)
 Part = Annotated[str | None, Query(max_length=_PATTERN_MAX, description="Only patterns that contain this text.")]
 Exactly = Annotated[str | None, Query(max_length=_PATTERN_MAX, pattern=PRINTABLE, description="Of this pattern only.")]
-Limit = Annotated[int, Query(ge=1, le=catalog.HISTORY_MAX)]
-Before = Annotated[int | None, Query(ge=1, le=catalog.VERSION_MAX, description="Only versions older than this one.")]
+Limit = Annotated[int, Query(ge=1, le=rate_changes.HISTORY_MAX)]
+Before = Annotated[
+    int | None, Query(ge=1, le=rate_changes.VERSION_MAX, description="Only versions older than this one.")
+]
 IncludeDeprecated = Annotated[bool, Query(alias="includeDeprecated")]
 
 
-async def listed(used: Used, pattern: Part = None, *, deprecated: IncludeDeprecated = False) -> catalog.RatesPage:
+async def listed(used: Used, pattern: Part = None, *, deprecated: IncludeDeprecated = False) -> rate_changes.RatesPage:
     """Rates in force, the most specific first."""
-    asked = catalog.RatesList(pattern=pattern, deprecated=deprecated)
-    return await used.peers.ask_catalog(catalog.RATES_LIST, asked, catalog.RatesPage)
+    asked = rate_changes.RatesList(pattern=pattern, deprecated=deprecated)
+    return await used.peers.ask_catalog(rate_changes.RATES_LIST, asked, rate_changes.RatesPage)
 
 
 async def history(
     used: Used, pattern: Exactly = None, limit: Limit = 50, before: Before = None
-) -> catalog.RateVersions:
+) -> rate_changes.RateVersions:
     """Rate versions, newest first: who changed what, when and why."""
-    asked = catalog.RatesHistory(pattern=pattern, limit=limit, before=before)
-    return await used.peers.ask_catalog(catalog.RATES_HISTORY, asked, catalog.RateVersions)
+    asked = rate_changes.RatesHistory(pattern=pattern, limit=limit, before=before)
+    return await used.peers.ask_catalog(rate_changes.RATES_HISTORY, asked, rate_changes.RateVersions)
 
 
 async def set_rates(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesSet, Depends(reads(catalog.RatesSet))]
+    used: Used, principal: Caller, body: Annotated[rate_changes.RatesSet, Depends(reads(rate_changes.RatesSet))]
 ) -> catalog.RateView:
     """Add a version of a pattern's rates. `expected_version` is the one that it replaces, 0 for the first."""
     _has_version(body.expected_version)
-    return await used.peers.ask_catalog(catalog.RATES_SET, _by(body, principal.user), catalog.RateView)
+    return await used.peers.ask_catalog(rate_changes.RATES_SET, _by(body, principal.user), catalog.RateView)
 
 
 async def deprecate(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesDeprecate, Depends(reads(catalog.RatesDeprecate))]
+    used: Used,
+    principal: Caller,
+    body: Annotated[rate_changes.RatesDeprecate, Depends(reads(rate_changes.RatesDeprecate))],
 ) -> catalog.RateView:
     """Take models out of lists and service, or put them back."""
     _has_version(body.expected_version)
-    return await used.peers.ask_catalog(catalog.RATES_DEPRECATE, _by(body, principal.user), catalog.RateView)
+    return await used.peers.ask_catalog(rate_changes.RATES_DEPRECATE, _by(body, principal.user), catalog.RateView)
 
 
 async def sync(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesSync, Depends(reads(catalog.RatesSync))]
-) -> catalog.RatesChanged:
+    used: Used, principal: Caller, body: Annotated[rate_changes.RatesSync, Depends(reads(rate_changes.RatesSync))]
+) -> rate_changes.RatesChanged:
     """Take unit costs from the price package over into the rates."""
-    return await used.peers.ask_catalog(catalog.RATES_SYNC, _by(body, principal.user), catalog.RatesChanged, _LONG_S)
+    return await used.peers.ask_catalog(
+        rate_changes.RATES_SYNC, _by(body, principal.user), rate_changes.RatesChanged, _LONG_S
+    )
 
 
 async def margin(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesMargin, Depends(reads(catalog.RatesMargin))]
-) -> catalog.RatesChanged:
+    used: Used, principal: Caller, body: Annotated[rate_changes.RatesMargin, Depends(reads(rate_changes.RatesMargin))]
+) -> rate_changes.RatesChanged:
     """Compute imported rates again with another margin."""
-    return await used.peers.ask_catalog(catalog.RATES_MARGIN, _by(body, principal.user), catalog.RatesChanged, _LONG_S)
+    return await used.peers.ask_catalog(
+        rate_changes.RATES_MARGIN, _by(body, principal.user), rate_changes.RatesChanged, _LONG_S
+    )
 
 
 async def check(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesCheck, Depends(reads(catalog.RatesCheck))]
-) -> catalog.CheckReport:
+    used: Used, principal: Caller, body: Annotated[rate_changes.RatesCheck, Depends(reads(rate_changes.RatesCheck))]
+) -> rate_changes.CheckReport:
     """Compare rates with what vendors take now; small changes may be applied, large ones are proposed."""
-    return await used.peers.ask_catalog(catalog.RATES_CHECK, _by(body, principal.user), catalog.CheckReport, _LONG_S)
+    return await used.peers.ask_catalog(
+        rate_changes.RATES_CHECK, _by(body, principal.user), rate_changes.CheckReport, _LONG_S
+    )
 
 
-async def proposals(used: Used) -> catalog.Proposals:
+async def proposals(used: Used) -> rate_changes.Proposals:
     """Rate changes that wait for approval."""
-    return await used.peers.ask_catalog(catalog.RATES_PROPOSALS, catalog.RatesProposals(), catalog.Proposals)
+    return await used.peers.ask_catalog(
+        rate_changes.RATES_PROPOSALS, rate_changes.RatesProposals(), rate_changes.Proposals
+    )
 
 
 async def decide(
-    used: Used, principal: Caller, body: Annotated[catalog.RatesDecide, Depends(reads(catalog.RatesDecide))]
-) -> catalog.Decided:
+    used: Used, principal: Caller, body: Annotated[rate_changes.RatesDecide, Depends(reads(rate_changes.RatesDecide))]
+) -> rate_changes.Decided:
     """Approve or refuse a proposed change, once."""
-    return await used.peers.ask_catalog(catalog.RATES_DECIDE, _by(body, principal.user), catalog.Decided)
+    return await used.peers.ask_catalog(rate_changes.RATES_DECIDE, _by(body, principal.user), rate_changes.Decided)
 
 
 def _by(body: A, user: str) -> A:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from contracts.errors import ERRORS, ErrorCode, HubError
-from contracts.rpc import catalog
+from contracts.rpc import rate_changes as asked
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
 from gateway.api import bodies, calls, credit, errors, models, payment, rates, resume, status, user, user_credit
@@ -58,14 +58,14 @@ ROUTES: Final = (
     Route("/api/v2/status", status.available, "guest", "openai", (_E.INVALID_REQUEST,)),
     Route("/api/user/info", user.info, "guest", "admin"),
     Route("/api/admin/rates", rates.listed, "admin", "admin"),
-    Route("/api/admin/rates", rates.set_rates, "admin", "admin", _CHANGE, ("PUT",), catalog.RatesSet),
+    Route("/api/admin/rates", rates.set_rates, "admin", "admin", _CHANGE, ("PUT",), asked.RatesSet),
     Route("/api/admin/rates/history", rates.history, "admin", "admin", (_E.INVALID_REQUEST,)),
-    Route("/api/admin/rates/deprecation", rates.deprecate, "admin", "admin", _CHANGE, ("PUT",), catalog.RatesDeprecate),
-    Route("/api/admin/rates/sync", rates.sync, "admin", "admin", _CHANGE, ("POST",), catalog.RatesSync),
-    Route("/api/admin/rates/margin", rates.margin, "admin", "admin", _CHANGE, ("POST",), catalog.RatesMargin),
-    Route("/api/admin/rates/check", rates.check, "admin", "admin", _CHANGE, ("POST",), catalog.RatesCheck),
+    Route("/api/admin/rates/deprecation", rates.deprecate, "admin", "admin", _CHANGE, ("PUT",), asked.RatesDeprecate),
+    Route("/api/admin/rates/sync", rates.sync, "admin", "admin", _CHANGE, ("POST",), asked.RatesSync),
+    Route("/api/admin/rates/margin", rates.margin, "admin", "admin", _CHANGE, ("POST",), asked.RatesMargin),
+    Route("/api/admin/rates/check", rates.check, "admin", "admin", _CHANGE, ("POST",), asked.RatesCheck),
     Route("/api/admin/rates/proposals", rates.proposals, "admin", "admin"),
-    Route("/api/admin/rates/decision", rates.decide, "admin", "admin", _CHANGE, ("POST",), catalog.RatesDecide),
+    Route("/api/admin/rates/decision", rates.decide, "admin", "admin", _CHANGE, ("POST",), asked.RatesDecide),
     Route("/api/user/credit/balance", user_credit.balance, "guest", "admin"),
     Route("/api/user/credit/grants", user_credit.grants, "guest", "admin", (_E.INVALID_REQUEST,)),
     Route("/api/user/credit/transactions", user_credit.transactions, "guest", "admin", (_E.INVALID_REQUEST,)),

@@ -5,7 +5,7 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
-from contracts.rpc import catalog
+from contracts.rpc import catalog, rate_changes
 from runtime import rpc
 from runtime.bus import Bus
 
@@ -30,9 +30,9 @@ async def check_rates(bus: Bus, *, apply: bool) -> str:
     Raises:
         HubError: provider-router does not answer.
     """
-    question = catalog.RatesCheck(apply=apply, changed_by="janitor")
+    question = rate_changes.RatesCheck(apply=apply, changed_by="janitor")
     report = await rpc.ask(
-        bus, catalog.SERVICE, catalog.RATES_CHECK, question, catalog.CheckReport, timeout_s=_ASK_TIMEOUT_S
+        bus, catalog.SERVICE, rate_changes.RATES_CHECK, question, rate_changes.CheckReport, timeout_s=_ASK_TIMEOUT_S
     )
     for found in ("below_cost", "drift", "no_match", "normal"):
         _found.labels(found).set(report.counts.get(found, 0))

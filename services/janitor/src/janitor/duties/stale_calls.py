@@ -19,7 +19,7 @@ from contracts import subjects
 from contracts.errors import ErrorCode
 from contracts.events import CallFailed, stale_message_id
 from contracts.ids import new_span_id
-from contracts.rpc import metering
+from contracts.rpc import metering, model_calls
 from contracts.streams import CALLS
 from runtime import rpc
 from runtime.bus import Bus
@@ -45,9 +45,9 @@ async def close_stale_calls(
         HubError: metering does not answer.
         nats.errors.Error, TimeoutError: a failure may or may not be stored; the next run says it again, same id.
     """
-    question = metering.StaleCalls(limit=_PAGE)
+    question = model_calls.StaleCalls(limit=_PAGE)
     reply = await rpc.ask(
-        bus, metering.SERVICE, metering.STALE, question, metering.StaleReply, timeout_s=_ASK_TIMEOUT_S
+        bus, metering.SERVICE, model_calls.STALE, question, model_calls.StaleReply, timeout_s=_ASK_TIMEOUT_S
     )
     _oldest.set(_age_s(reply.oldest_open_at, now()))
     stale = [call for call in reply.calls if _has_known_kind(call)]
@@ -63,7 +63,7 @@ async def close_stale_calls(
     return f"{len(stale)} closed"
 
 
-async def _traced(js: JetStreamContext, tracing: Tracing, call: metering.StaleCall, lease_s: float, at: str) -> None:
+async def _traced(js: JetStreamContext, tracing: Tracing, call: model_calls.StaleCall, lease_s: float, at: str) -> None:
     """Publish within a span in the call's own trace, so that the trace says how the call ended."""
     parent = read_traceparent(f"00-{call.trace_id}-{new_span_id()}-01")
     span = tracing.start("close stale call", parent, SpanKind.PRODUCER, {"hub.call_id": call.call_id})
@@ -73,7 +73,7 @@ async def _traced(js: JetStreamContext, tracing: Tracing, call: metering.StaleCa
         span.end(error=ErrorCode.STALE)
 
 
-async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: float, at: str) -> None:
+async def _publish(js: JetStreamContext, call: model_calls.StaleCall, lease_s: float, at: str) -> None:
     failed = CallFailed(
         call_id=call.call_id,
         epoch=call.epoch,
@@ -95,7 +95,7 @@ async def _publish(js: JetStreamContext, call: metering.StaleCall, lease_s: floa
         _closed.inc()
 
 
-def _has_known_kind(call: metering.StaleCall) -> bool:
+def _has_known_kind(call: model_calls.StaleCall) -> bool:
     if call.kind in set(subjects.CallKind):
         return True
     _log.error("stale call of an unknown kind: a newer janitor must close it", call_id=call.call_id, kind=call.kind)

@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 import structlog
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.metering import PaymentCallback, PaymentCallbackReply
+from contracts.rpc.payments import PaymentCallback, PaymentCallbackReply
 from metering.payment_kit import records
 from metering.payment_kit.amounts import AmountError, from_smallest
 from metering.payment_kit.client import PaymentKit, PaymentKitError, part

@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 
 from contracts.money import to_text
-from contracts.rpc.metering import PaymentLink, PaymentLinkGet
+from contracts.rpc.payments import PaymentLink, PaymentLinkGet
 from metering.payment_kit.amounts import to_decimal_text
 from metering.payment_kit.circuit import backoff_s
 from metering.payment_kit.client import PaymentKit, PaymentKitError, part

@@ -1,7 +1,7 @@
 """What is answered about Payment Kit where there is none."""
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.metering import (
+from contracts.rpc.payments import (
     PaymentCallback,
     PaymentCallbackReply,
     PaymentLink,

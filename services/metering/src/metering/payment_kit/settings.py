@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from contracts.rpc.catalog import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN
+from contracts.rpc.rate_changes import CREDIT_PRICE_LIMIT, CREDIT_PRICE_MIN
 from runtime.component_call import AppKey
 from runtime.settings import DatabaseSettings, checked_link
 

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from contracts.money import to_text
-from contracts.rpc.metering import (
+from contracts.rpc.payments import (
     ParkedReport,
     PaymentPause,
     PaymentRetried,

@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Final
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc import catalog as questions
+from contracts.rpc import rate_changes
 from contracts.rpc.catalog import RateView
 from provider_router.catalog.catalog import Catalog
 from provider_router.catalog.check import Finding, checked
@@ -44,7 +44,7 @@ class Administration:
     """Configured ones that the price package may know."""
     read_package: Callable[[Sequence[str]], Awaitable[PackagePrices]]
 
-    async def set_rates(self, question: questions.RatesSet) -> RateView:
+    async def set_rates(self, question: rate_changes.RatesSet) -> RateView:
         """Add a version; a rate that is deprecated stays so."""
         rate = new_rate(question, datetime.now(UTC))
         row = await self._row(question.pattern)
@@ -52,7 +52,7 @@ class Administration:
             rate = replace(rate, deprecated=True)
         return await self._add(rate)
 
-    async def deprecate(self, question: questions.RatesDeprecate) -> RateView:
+    async def deprecate(self, question: rate_changes.RatesDeprecate) -> RateView:
         """Take a pattern out of service, or back, at the rates that it has."""
         pattern = checked_pattern(question.pattern)
         stored = await self.store.read()
@@ -88,12 +88,12 @@ class Administration:
             )
         )
 
-    async def history(self, question: questions.RatesHistory) -> questions.RateVersions:
+    async def history(self, question: rate_changes.RatesHistory) -> rate_changes.RateVersions:
         """Versions, newest first."""
         found = await self.store.history(question.pattern, question.before, question.limit)
-        return questions.RateVersions(versions=tuple(version_from_row(row, previous) for row, previous in found))
+        return rate_changes.RateVersions(versions=tuple(version_from_row(row, previous) for row, previous in found))
 
-    async def sync(self, question: questions.RatesSync) -> questions.RatesChanged:
+    async def sync(self, question: rate_changes.RatesSync) -> rate_changes.RatesChanged:
         """Import unit costs from the package."""
         providers = question.providers or self.providers
         package = await self._package(providers)
@@ -114,14 +114,14 @@ class Administration:
         errors = tuple(f"The price package knows no provider {name!r}." for name in unknown)
         return report.model_copy(update={"errors": errors})
 
-    async def margin(self, question: questions.RatesMargin) -> questions.RatesChanged:
+    async def margin(self, question: rate_changes.RatesMargin) -> rate_changes.RatesChanged:
         """Compute imported rates again with another margin."""
         stored = await self.store.read()
         policy = self._policy(question.margin_percent, question.credit_price)
         plan = await asyncio.to_thread(with_margin, stored.rates, policy, by(question.changed_by))
         return await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
 
-    async def check(self, question: questions.RatesCheck) -> questions.CheckReport:
+    async def check(self, question: rate_changes.RatesCheck) -> rate_changes.CheckReport:
         """Hold the rates against today's costs; the finding is kept."""
         stored = await self.store.read()
         providers = {row.pattern.partition("/")[0] for row in stored.rates}
@@ -134,17 +134,17 @@ class Administration:
         counts = dict(Counter(finding.found for finding in findings))
         found = json.dumps([rate.model_dump() for rate in rates])
         check_id = await self.reviews.record(by(question.changed_by), costs.source, json.dumps(counts), found)
-        return questions.CheckReport(check_id=check_id, source=costs.source, counts=counts, rates=rates)
+        return rate_changes.CheckReport(check_id=check_id, source=costs.source, counts=counts, rates=rates)
 
-    async def proposals(self) -> questions.Proposals:
+    async def proposals(self) -> rate_changes.Proposals:
         """Changes that wait for approval."""
         waiting = await self.reviews.waiting()
         rows = {row.pattern: row for row in (await self.store.read()).rates}
-        return questions.Proposals(
+        return rate_changes.Proposals(
             proposals=tuple(_shown(each, rows[each.pattern]) for each in waiting if each.pattern in rows)
         )
 
-    async def decide(self, question: questions.RatesDecide) -> questions.Decided:
+    async def decide(self, question: rate_changes.RatesDecide) -> rate_changes.Decided:
         """Approve a proposal, which adds its version, or refuse it."""
         proposal = await self.reviews.find(question.proposal_id)
         who = by(question.changed_by)
@@ -154,9 +154,9 @@ class Administration:
             raise HubError(ErrorCode.CONFLICT, f"No rate of {proposal.pattern} is in force.", param="proposal_id")
         added = await self.reviews.decide(proposal, who, rate)
         if added is None:
-            return questions.Decided(pattern=proposal.pattern, decision="refused", rate=None)
+            return rate_changes.Decided(pattern=proposal.pattern, decision="refused", rate=None)
         await self.catalog.added(added.revision)
-        return questions.Decided(pattern=proposal.pattern, decision="approved", rate=from_row(added.rows[0]))
+        return rate_changes.Decided(pattern=proposal.pattern, decision="approved", rate=from_row(added.rows[0]))
 
     async def _act(self, findings: Sequence[Finding], revision: int, changed_by: str) -> dict[str, str]:
         """Change what may be changed without being asked, propose the rest; pattern → action."""
@@ -172,7 +172,7 @@ class Administration:
             actions[proposal.pattern] = result
         return actions
 
-    async def _carry_out(self, plan: Plan, revision: int, *, dry_run: bool) -> questions.RatesChanged:
+    async def _carry_out(self, plan: Plan, revision: int, *, dry_run: bool) -> rate_changes.RatesChanged:
         if plan.new and not dry_run:
             added = await self.store.add_rates(plan.new, based_on=revision)
             await self.catalog.added(added.revision)
@@ -205,9 +205,9 @@ def _percent(share: Decimal) -> str:
     return plain((share * 100).quantize(_HUNDREDTH, ROUND_HALF_UP))
 
 
-def _seen(finding: Finding, actions: dict[str, str]) -> questions.CheckedRate:
+def _seen(finding: Finding, actions: dict[str, str]) -> rate_changes.CheckedRate:
     margin = finding.margin_percent
-    return questions.CheckedRate.model_validate(
+    return rate_changes.CheckedRate.model_validate(
         {
             "pattern": finding.row.pattern,
             "found": finding.found,
@@ -218,8 +218,8 @@ def _seen(finding: Finding, actions: dict[str, str]) -> questions.CheckedRate:
     )
 
 
-def _shown(proposal: Proposed, row: RateRow) -> questions.Proposal:
-    return questions.Proposal(
+def _shown(proposal: Proposed, row: RateRow) -> rate_changes.Proposal:
+    return rate_changes.Proposal(
         proposal_id=proposal.proposal_id,
         pattern=proposal.pattern,
         version=proposal.version,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, Literal
 
-from contracts.rpc.catalog import CheckClass, Values
+from contracts.rpc.catalog import Values
+from contracts.rpc.rate_changes import CheckClass
 from provider_router.catalog.costs import Policy, drift, least_margin, lifted
 from provider_router.catalog.matching import Cost, Costs
 from provider_router.catalog.rates import OPERATOR

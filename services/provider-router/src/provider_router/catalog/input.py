@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import Final
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc.catalog import RatesSet, TierValues, Values
+from contracts.rpc.catalog import TierValues, Values
+from contracts.rpc.rate_changes import RatesSet
 from provider_router.catalog.costs import values_of
 from provider_router.catalog.patterns import WILDCARDS_MAX, is_pattern
 from provider_router.sql.rate_rows import NewRate

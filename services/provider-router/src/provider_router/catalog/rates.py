@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from contracts.rpc.catalog import RateVersion, RateView
+from contracts.rpc.catalog import RateView
+from contracts.rpc.rate_changes import RateVersion
 from provider_router.catalog.costs import Policy, plain, values_of
 from provider_router.catalog.package import PackagePrices, PackageRate
 from provider_router.catalog.patterns import matches, specificity

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from contracts.rpc.catalog import RateChange, RatesChanged
+from contracts.rpc.rate_changes import RateChange, RatesChanged
 from provider_router.catalog.costs import Policy
 from provider_router.catalog.matching import Cost, Costs
 from provider_router.catalog.package import PackagePrices

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter
 
-from contracts.rpc.catalog import ChangeType, PieceValue, TierValues, Values
+from contracts.rpc.catalog import PieceValue, TierValues, Values
+from contracts.rpc.rate_changes import ChangeType
 from provider_router.catalog.costs import plain
 
 if TYPE_CHECKING:
