@@ -1,4 +1,7 @@
-"""One provider per module, and the scene mended before each test."""
+"""One provider per module, and the scene mended before each test.
+
+A module says by its fixture `whole_scene` what runs: `return await set_scene(counts={…}, env={…})`.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest_asyncio
 from rig.hub import started
 from rig.provider import FakeProvider
 
+from faults.clients import Payer
 from faults.scene import QUICK, Scene
 
 SetScene = Callable[..., Awaitable[Scene]]
@@ -30,6 +34,17 @@ async def set_scene(tmp_path_factory: pytest.TempPathFactory, template_folder: P
     for scene in scenes:
         await scene.close()
         await scene.provider.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def scene(whole_scene: Scene) -> Scene:
+    await whole_scene.mend()
+    return whole_scene
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def payer(scene: Scene) -> Payer:
+    return await scene.payer()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,17 +26,6 @@ async def whole_scene(set_scene: SetScene) -> Scene:
     return await set_scene(counts={"metering": 2}, env={"HUB_SETTLE_S": "7"})
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def scene(whole_scene: Scene) -> Scene:
-    await whole_scene.mend()
-    return whole_scene
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def payer(scene: Scene) -> Payer:
-    return await scene.payer()
-
-
 async def one_metering(scene: Scene, point: str = "") -> None:
     """Only `metering` runs, perhaps armed: a call's first turn is its reserve, the next its settling."""
     await scene.hub.kill("metering-2")

@@ -26,12 +26,6 @@ async def whole_scene(set_scene: SetScene) -> Scene:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def scene(whole_scene: Scene) -> Scene:
-    await whole_scene.mend()
-    return whole_scene
-
-
-@pytest_asyncio.fixture(loop_scope="session")
 async def payer(scene: Scene) -> Payer:
     payer = await scene.payer()
     assert (await payer.chat()).final

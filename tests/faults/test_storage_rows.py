@@ -30,17 +30,6 @@ async def whole_scene(set_scene: SetScene) -> Scene:
     return await set_scene(counts={"metering": 2}, env=env)
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def scene(whole_scene: Scene) -> Scene:
-    await whole_scene.mend()
-    return whole_scene
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def payer(scene: Scene) -> Payer:
-    return await scene.payer()
-
-
 @pytest.mark.crash(21)
 async def test_row_21_metering_dies_after_a_usage_event_is_stored_before_it_says_so(scene: Scene, payer: Payer) -> None:
     await scene.hub.kill("metering-2")

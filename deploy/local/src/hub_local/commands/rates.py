@@ -78,10 +78,14 @@ def set_rates(
         question = WhatIf(pattern=pattern, rates=wanted(), days=days)
         return await ask(metering.SERVICE, WHAT_IF, question, WhatIfReply, _LONG_S)
 
-    if not dry_run:
+    if dry_run:
+        _tell(run(asked_what_if()), days)
+    else:
         show_rates([run(asked())])
-        return
-    reply = run(asked_what_if())
+
+
+def _tell(reply: WhatIfReply, days: int) -> None:
+    """What the calls of the last days would have cost."""
     change = reply.would_cost - reply.cost
     print(
         f"{reply.calls} calls of the last {days} days cost {to_text(reply.cost)} credits and would have cost "

@@ -4,7 +4,7 @@ Whatever changes money names an `id` of its own, a UUID: sent again it changes n
 another amount it is a 409.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Query
@@ -17,6 +17,7 @@ from gateway.api.bodies import reads
 from gateway.api.services import Caller, Used
 from gateway.api.user_credit import End, Month, PageNumber, PageSize, Start
 
+Q = TypeVar("Q", bound=BaseModel)
 Account = Annotated[str, Query(min_length=1, max_length=200, description="Usually the user's DID.")]
 
 
@@ -76,18 +77,7 @@ async def grant(
     """Give credits to an account; answers its balance."""
     if not body.amount:
         raise HubError(ErrorCode.INVALID_REQUEST, "A grant has more than 0 credits.", param="amount")
-    asked = metering.Grant(
-        grant_id=str(body.id),
-        account=body.account,
-        amount=body.amount,
-        category=body.category,
-        reason=body.reason,
-        granted_by=principal.user,
-        name=body.name,
-        priority=body.priority,
-        effective_at=body.effective_at,
-        expires_at=body.expires_at,
-    )
+    asked = _asked(metering.Grant, body, grant_id=str(body.id), granted_by=principal.user)
     return await used.peers.credit(metering.GRANT, asked, metering.Balance)
 
 
@@ -95,14 +85,7 @@ async def adjust(
     used: Used, principal: Caller, body: Annotated[AdjustmentBody, Depends(reads(AdjustmentBody))]
 ) -> credit.CreditChanged:
     """Give or take credits; no more is taken than is free."""
-    asked = credit.Adjust(
-        adjustment_id=str(body.id),
-        account=body.account,
-        amount=body.amount,
-        reason=body.reason,
-        made_by=principal.user,
-        expires_at=body.expires_at,
-    )
+    asked = _asked(credit.Adjust, body, adjustment_id=str(body.id), made_by=principal.user)
     return await used.peers.credit(credit.ADJUST, asked, credit.CreditChanged)
 
 
@@ -110,33 +93,19 @@ async def refund(
     used: Used, principal: Caller, body: Annotated[RefundBody, Depends(reads(RefundBody))]
 ) -> credit.CreditChanged:
     """Give a charge back, or take unused credits of a grant back."""
+    names = {"refund_id": str(body.id), "made_by": principal.user}
     if body.call_id is not None:
-        of_call = credit.RefundCall(
-            refund_id=str(body.id),
-            call_id=body.call_id,
-            amount=body.amount,
-            reason=body.reason,
-            made_by=principal.user,
-            expires_at=body.expires_at,
+        return await used.peers.credit(
+            credit.REFUND_CALL, _asked(credit.RefundCall, body, **names), credit.CreditChanged
         )
-        return await used.peers.credit(credit.REFUND_CALL, of_call, credit.CreditChanged)
-    of_grant = credit.RefundGrant(
-        refund_id=str(body.id),
-        grant_id=str(body.grant_id),
-        amount=body.amount,
-        reason=body.reason,
-        made_by=principal.user,
-    )
-    return await used.peers.credit(credit.REFUND_GRANT, of_grant, credit.CreditChanged)
+    return await used.peers.credit(credit.REFUND_GRANT, _asked(credit.RefundGrant, body, **names), credit.CreditChanged)
 
 
 async def expire(
     used: Used, principal: Caller, body: Annotated[ExpiryBody, Depends(reads(ExpiryBody))]
 ) -> credit.CreditChanged:
     """End a grant now."""
-    asked = credit.GrantExpire(
-        expiry_id=str(body.id), grant_id=str(body.grant_id), reason=body.reason, made_by=principal.user
-    )
+    asked = _asked(credit.GrantExpire, body, expiry_id=str(body.id), made_by=principal.user)
     return await used.peers.credit(credit.GRANT_EXPIRE, asked, credit.CreditChanged)
 
 
@@ -192,3 +161,8 @@ async def accounts(
     """Accounts and their balances, by id; `next_after` leads to the next page."""
     asked = credit.AccountsList(after=after, limit=limit, contains=contains, balance_below=balance_below)
     return await used.peers.credit(credit.ACCOUNTS_LIST, asked, credit.AccountsPage)
+
+
+def _asked(question: type[Q], body: _Body, **names: str) -> Q:
+    """The question that a body asks, with what the two call by other names."""
+    return question.model_validate(body.model_dump(mode="json", exclude={"id"}, exclude_none=True) | names)

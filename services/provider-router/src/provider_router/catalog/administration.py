@@ -149,7 +149,7 @@ class Administration:
         proposal = await self.reviews.find(question.proposal_id)
         who = by(question.changed_by)
         row = await self._row(proposal.pattern)
-        rate = _approved(proposal, row, who) if question.approve and row is not None else None
+        rate = _followed(proposal, row, who) if question.approve and row is not None else None
         if question.approve and rate is None:
             raise HubError(ErrorCode.CONFLICT, f"No rate of {proposal.pattern} is in force.", param="proposal_id")
         added = await self.reviews.decide(proposal, who, rate)
@@ -165,7 +165,9 @@ class Administration:
         large = [finding for finding in suggested if finding.needs_approval]
         actions: dict[str, str] = {finding.row.pattern: "applied" for finding in small}
         if small:
-            added = await self.store.add_rates([_changed(each, changed_by) for each in small], based_on=revision)
+            added = await self.store.add_rates(
+                [_followed(_proposal(each), each.row, changed_by) for each in small], based_on=revision
+            )
             await self.catalog.added(added.revision)
         proposals = [_proposal(finding) for finding in large]
         for proposal, result in zip(proposals, await self.reviews.propose(proposals), strict=True):
@@ -245,25 +247,8 @@ def _proposal(finding: Finding) -> NewProposal:
     )
 
 
-def _changed(finding: Finding, changed_by: str) -> NewRate:
-    """The version that follows from a finding."""
-    proposal = _proposal(finding)
-    row = finding.row
-    return NewRate(
-        pattern=row.pattern,
-        values=proposal.values,
-        changed_by=changed_by,
-        change_type="auto_update" if finding.reason == "below_cost" else "source_drift",
-        source=row.source,
-        costs=proposal.costs,
-        cost_source=proposal.cost_source,
-        cost_at=datetime.now(UTC),
-        margin=row.margin,
-    )
-
-
-def _approved(proposal: Proposed, row: RateRow, changed_by: str) -> NewRate:
-    """The version that follows from a proposal."""
+def _followed(proposal: NewProposal | Proposed, row: RateRow, changed_by: str) -> NewRate:
+    """The version that follows from a proposal, made at once or approved later."""
     return NewRate(
         pattern=row.pattern,
         values=proposal.values,
