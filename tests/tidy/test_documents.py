@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import ErrorCode
+from hub_local.commands.app import _COMMANDS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"]
+DOCUMENTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/operate.md"]
 PACKAGES = [*ROOT.glob("libs/*/src"), *ROOT.glob("services/*/src"), *ROOT.glob("deploy/*/src")]
 PLACES = [ROOT, *PACKAGES, *(package for source in PACKAGES for package in source.iterdir() if package.is_dir())]
 RAISED_NOWHERE_YET = {ErrorCode.PAYLOAD_TOO_LARGE, ErrorCode.RATE_LIMITED}
@@ -58,6 +59,35 @@ def test_every_error_code_is_expected_by_some_test() -> None:
         code for code in ErrorCode if not re.search(rf"ErrorCode\.{code.name}\b|[\"'`]{code.value}[\"'`]", texts)
     }
     assert unknown - RAISED_NOWHERE_YET == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operate.md"])
+def test_commands_and_settings_that_people_read_of_exist(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    named_commands = set(re.findall(r"`hub ([a-z]+)(?: ([a-z\\|]+))?", text))
+    unknown = {
+        f"hub {group} {command}"
+        for group, names in named_commands
+        for command in names.split("\\|")
+        if (command not in {"", *_COMMANDS[group]} if group in _COMMANDS else group not in _COMMANDS[""])
+    }
+    assert len(named_commands) > 10
+    assert unknown == set()
+    settings = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    named = set(re.findall(r"\bHUB_[A-Z][A-Z0-9_]*[A-Z0-9]\b", text))
+    assert {name for name in named if f"`{name}" not in settings} == set()
+
+
+def test_metrics_and_duties_of_the_operators_guide_exist() -> None:
+    text = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    code = "\n".join(file.read_text("utf-8") for package in PACKAGES for file in package.rglob("*.py"))
+    metrics = set(re.findall(r"`(hub_[a-z_]+)", text))
+    assert len(metrics) >= 10
+    assert {name for name in metrics if f'"{name}"' not in code} == set()
+    duties = set(re.findall(r"^\| `([a-z-]+)` \| `HUB_", text, re.MULTILINE))
+    files = (ROOT / "services" / "janitor" / "src" / "janitor" / "duties").glob("*.py")
+    texts = [file.read_text("utf-8") for file in files]
+    assert duties == {name for text in texts for name in re.findall(r'^NAME: Final = "(.+)"', text, re.MULTILINE)}
 
 
 def test_every_setting_that_code_names_is_documented() -> None:
