@@ -2,19 +2,26 @@
 
 import time
 from decimal import Decimal
+from typing import TypeVar
 
 import msgspec
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 from rig.provider_replies import BEFORE_HEAD, INPUT_TOKENS, PIECES, Reply
+from rig.waiting import until
 
 from contracts import events, subjects
+from contracts.errors import HubError
 from contracts.permissions import GATEWAY, JANITOR, ROUTER
+from contracts.rpc import conversion
 from contracts.rpc.metering import ReserveBatch, ReserveCall, ReserveReply
 from faults.clients import Payer, Told
 from faults.conftest import SetScene
 from faults.scene import CLOSED_WITHIN_S, Scene, of_call, stream_messages
+from runtime import rpc
 
+R = TypeVar("R", bound=BaseModel)
 PRICE = Decimal("0.001") * INPUT_TOKENS + Decimal("0.002") * len(PIECES)
 """Of the provider's honest answer."""
 COMPLETED = subjects.calls_completed(subjects.CallKind.CHAT)
@@ -425,6 +432,48 @@ async def test_row_14_postgres_dies_under_load_and_every_call_is_charged_once_or
     account = await scene.at_rest(payer, within_s=40.0, unpaid=0)
     assert all(told.final or told.error for told in running)
     assert len([call for call in account.calls if call["state"] == "success"]) >= 5
+
+
+@pytest.mark.parity(69)
+async def test_a_conversion_of_the_unit_goes_on_after_metering_has_died_between_two_accounts(
+    scene: Scene, payer: Payer
+) -> None:
+    price = "1.0"  # so that the accounts of all other tests keep what they have
+    others = [await scene.payer("3.5") for _ in range(3)]
+    await one_metering(scene, "metering.after_conversion:kill:after=1")
+    started = conversion.ConversionStart(price=price)
+
+    async def at_rest() -> bool:
+        found = await _asked(scene, conversion.CONVERSION_START, started, conversion.Conversion)
+        return found.is_known and not found.running
+
+    await until(at_rest, within_s=CLOSED_WITHIN_S, what="no call runs and none is admitted")
+    assert (await payer.chat()).error
+    page = conversion.ConversionAccounts(price=price, limit=conversion.PAGE_MAX)
+    with pytest.raises(HubError):
+        await _asked(scene, conversion.CONVERSION_ACCOUNTS, page, conversion.ConversionPage)
+    await scene.died("metering")
+    done = "select count(*) from metering.conversion_account"
+    assert await scene.hub.value(done) == 2
+    await scene.hub.start("metering")
+    found = await _asked(scene, conversion.CONVERSION_ACCOUNTS, page, conversion.ConversionPage)
+    assert {account.problem for account in found.accounts} == {""}
+    assert [one.after for one in found.accounts if one.account in {other.account for other in others}] == [
+        Decimal("3.5")
+    ] * 3
+    finish = conversion.ConversionFinish(price=price)
+    told = await _asked(scene, conversion.CONVERSION_FINISH, finish, conversion.Conversion)
+    assert (told.waiting, told.late, told.before, told.rounding) == (0, 0, told.after, "0")
+    assert await scene.hub.fetch("select * from metering.credit_differences()") == []
+
+    async def admitted() -> bool:
+        return (await payer.chat()).final
+
+    await until(admitted, within_s=CLOSED_WITHIN_S, what="calls are admitted again")
+
+
+async def _asked(scene: Scene, method: str, request: BaseModel, reply: type[R]) -> R:
+    return await rpc.ask(scene.operator, "metering", method, request, reply, 4.0)
 
 
 async def answered_while_metering_is_dead(scene: Scene, payer: Payer) -> Told:

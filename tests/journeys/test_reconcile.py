@@ -133,3 +133,34 @@ async def test_status_shows_each_duty_with_its_last_and_next_run(hub: EmbeddedHu
     code, out, _ = await run(hub, "status")
     assert code == 0
     assert "\nreconciliation\t" in out
+
+
+@pytest.mark.parity(69)
+async def test_the_unit_of_credits_is_converted_and_the_books_still_agree(hub: EmbeddedHub) -> None:
+    """The last one here: afterwards credits are worth something else."""
+
+    async def convert(*arguments: str) -> str:
+        code, out, trouble = await run(hub, "credits", "convert", "0.0000025", *arguments)
+        assert code == 0, out + trouble
+        return out
+
+    code, _, trouble = await run(hub, "rates", "set", "demo/echo", "--input", "0.004", "--output", "0.008")
+    assert code == 0, trouble
+    tried = await convert()
+    assert "1 rates would change; nothing was changed" in tried
+    applied = await convert("--apply")
+    assert "1 accounts converted, 0 wait" in applied
+    assert "1 rates changed" in applied
+    assert (await run(hub, "chat", "hello"))[0] == 1, "calls are refused meanwhile"
+    assert "calls are admitted" in await convert("--finish")
+
+    async def admitted() -> bool:
+        return (await run(hub, "chat", "hello"))[0] == 0
+
+    await until(admitted, within_s=30, what="calls are admitted")
+
+    async def agree() -> bool:
+        code, out, _ = await run(hub, "reconcile")
+        return code == 0 and "0 differences" in out
+
+    await until(agree, within_s=30, what="the books agree")

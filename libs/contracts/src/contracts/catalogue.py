@@ -15,7 +15,18 @@ from contracts import dispatch, frames, subjects
 from contracts.cloudevent import CreditEvent, UsageEvent
 from contracts.events import CallCompleted, CallFailed, CallRequested
 from contracts.permissions import GATEWAY, JANITOR, METERING, OPERATOR, ROUTER
-from contracts.rpc import catalog, credit, identity, metering, model_calls, payments, rate_changes, reconcile, what_if
+from contracts.rpc import (
+    catalog,
+    conversion,
+    credit,
+    identity,
+    metering,
+    model_calls,
+    payments,
+    rate_changes,
+    reconcile,
+    what_if,
+)
 from contracts.rpc.envelope import Empty
 from contracts.streams import CALLS, CREDIT, FRAMES, USAGE
 
@@ -196,6 +207,12 @@ CHANNELS: Final = (
          "An account's month."),
     _rpc(METERING, credit.ACCOUNTS_LIST, (GATEWAY, OPERATOR), credit.AccountsList, credit.AccountsPage,
          "Accounts and their balances."),
+    _rpc(METERING, conversion.CONVERSION_START, _PEOPLE, conversion.ConversionStart, conversion.Conversion,
+         "Refuse calls so that the unit of credits can be converted."),
+    _rpc(METERING, conversion.CONVERSION_ACCOUNTS, _PEOPLE, conversion.ConversionAccounts, conversion.ConversionPage,
+         "Convert a page of accounts, once each."),
+    _rpc(METERING, conversion.CONVERSION_FINISH, _PEOPLE, conversion.ConversionFinish, conversion.Conversion,
+         "Admit calls again after a conversion."),
     _rpc(METERING, payments.PAYMENT_LINK, (GATEWAY, OPERATOR), payments.PaymentLinkGet, payments.PaymentLink,
          "Where users buy credits."),
     _rpc(METERING, payments.PAYMENT_CALLBACK, (GATEWAY,), payments.PaymentCallback, payments.PaymentCallbackReply,
@@ -239,6 +256,8 @@ CHANNELS: Final = (
          "Import unit costs from the price package."),
     _rpc(ROUTER, rate_changes.RATES_MARGIN, _ADMINS, rate_changes.RatesMargin, rate_changes.RatesChanged,
          "Compute imported rates again with another margin."),
+    _rpc(ROUTER, conversion.RATES_CONVERT, _PEOPLE, conversion.RatesConvert, rate_changes.RatesChanged,
+         "Multiply all rates by the price of a unit, once."),
     _rpc(ROUTER, rate_changes.RATES_CHECK, (*_ADMINS, JANITOR), rate_changes.RatesCheck, rate_changes.CheckReport,
          "Hold rates against what vendors take now."),
     _rpc(ROUTER, rate_changes.RATES_PROPOSALS, _ADMINS, rate_changes.RatesProposals, rate_changes.Proposals,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 import asyncpg
 import structlog
@@ -14,8 +15,10 @@ from contracts import streams, subjects
 from contracts.rpc import metering as questions
 from metering import rpc
 from metering.leases import Leases, answering
+from metering.ledger import conversion
 from metering.ledger.notices import Notices
 from metering.payment_kit import adapter as payment_kit
+from metering.payment_kit.adapter import Adapter
 from metering.quarantine import Quarantine
 from metering.reconcile.runs import Runs
 from metering.reconcile.stream import BusView
@@ -60,11 +63,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await usage.start()
         stack.push_async_callback(usage.finish, 2.0)
         await stack.enter_async_context(background("usage events", usage.run()))
-
-        async def pay_link() -> str | None:
-            return settings.payment_link if payment is None else await payment.links.url()
-
-        notices = Notices(bus, pool, settings.credit_low, pay_link)
+        notices = Notices(bus, pool, settings.credit_low, partial(_pay_link, settings, payment))
 
         def on_settled(result: TurnResult) -> None:
             usage.publish(result)
@@ -93,6 +92,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
         await stack.enter_async_context(background("notices", notices.run()))
+        await stack.enter_async_context(_open_to_reserves(turns, pool))
         await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         runs = Runs(dsn, pool, BusView(bus, f"{inbox}.stored"))
@@ -163,6 +163,22 @@ async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
             if not done:
                 _log.warning("not drained", seconds=drain_s)
             loop.cancel()
+
+
+@asynccontextmanager
+async def _open_to_reserves(turns: Turns, pool: Pool) -> AsyncIterator[None]:
+    """Reserves are taken unless the unit of credits is being converted; entered once that is known."""
+
+    def close(closed: bool) -> None:  # noqa: FBT001 - what is told
+        turns.closed = closed
+
+    close(await conversion.is_open(pool) is not False)
+    async with background("conversions", conversion.watch(pool, close)):
+        yield
+
+
+async def _pay_link(settings: Settings, payment: Adapter | None) -> str | None:
+    return settings.payment_link if payment is None else await payment.links.url()
 
 
 @asynccontextmanager

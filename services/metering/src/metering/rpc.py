@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from faststream.nats import NatsBroker
 from pydantic import BaseModel
 
 from contracts.errors import ErrorCode, HubError
+from contracts.rpc import conversion as v
 from contracts.rpc import credit as c
 from contracts.rpc import metering as q
 from contracts.rpc import model_calls, payments
@@ -17,6 +18,7 @@ from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
 from metering import accounts, calls, upkeep
 from metering.leases import Leases
 from metering.ledger import changes, due, statements, views
+from metering.ledger.conversion import Conversions
 from metering.ledger.due import Changed
 from metering.payment_kit import off
 from metering.payment_kit.adapter import Adapter
@@ -79,6 +81,10 @@ def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed, payment_link
 
     answer(broker, ME, q.GRANT, q.Grant, q.Balance, grant)
     answer(broker, ME, q.ACCOUNTS_OPEN, q.AccountsOpen, q.AccountsOpened, partial(accounts.open_many, pool))
+    conversions = Conversions(pool)
+    answer(broker, ME, v.CONVERSION_START, v.ConversionStart, v.Conversion, conversions.start)
+    answer(broker, ME, v.CONVERSION_ACCOUNTS, v.ConversionAccounts, v.ConversionPage, conversions.accounts)
+    answer(broker, ME, v.CONVERSION_FINISH, v.ConversionFinish, v.Conversion, conversions.finish)
     _change(broker, c.ADJUST, c.Adjust, _telling(changed, partial(changes.adjust, pool)))
     _change(broker, c.REFUND_CALL, c.RefundCall, _telling(changed, partial(changes.refund_call, pool)))
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _telling(changed, partial(changes.refund_grant, pool)))
@@ -102,6 +108,9 @@ def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     """Credit is Payment Kit's: grants are made there, and all other changes too."""
     answer(broker, ME, q.GRANT, q.Grant, q.Balance, payment.grants.grant)
     answer(broker, ME, q.ACCOUNTS_OPEN, q.AccountsOpen, q.AccountsOpened, payment.grants.open_many)
+    answer(broker, ME, v.CONVERSION_START, v.ConversionStart, v.Conversion, _not_converted)
+    answer(broker, ME, v.CONVERSION_ACCOUNTS, v.ConversionAccounts, v.ConversionPage, _not_converted)
+    answer(broker, ME, v.CONVERSION_FINISH, v.ConversionFinish, v.Conversion, _not_converted)
     _change(broker, c.ADJUST, c.Adjust, _elsewhere)
     _change(broker, c.REFUND_CALL, c.RefundCall, _elsewhere)
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _elsewhere)
@@ -138,6 +147,10 @@ def _telling(
         return done
 
     return handled
+
+
+async def _not_converted(_request: BaseModel) -> NoReturn:
+    raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps the credit of this hub's accounts; convert its grants there.")
 
 
 async def _elsewhere(_request: BaseModel) -> c.CreditChanged:

@@ -76,6 +76,8 @@ class Turns:
     _announcing: asyncio.TimerHandle | None = None
     _failed_at: float = -math.inf
     """When a turn has failed here, by the loop's clock."""
+    closed: bool = False
+    """Reserves are refused: the unit of credits is being converted."""
     _draining: bool = False
     _ended: bool = False
 
@@ -88,7 +90,7 @@ class Turns:
         except msgspec.DecodeError as error:
             _log.warning("unreadable reserve", detail=str(error)[:200])
             return
-        if self._ended or len(self._asked) + len(asked) > self.reserves_max:
+        if self._ended or self.closed or len(self._asked) + len(asked) > self.reserves_max:
             self._refuse_rest(request)
         if request.missing == 0:
             self._reply(request)

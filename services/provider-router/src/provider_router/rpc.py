@@ -10,6 +10,7 @@ from contracts import subjects
 from contracts.rpc import catalog as questions
 from contracts.rpc import rate_changes
 from contracts.rpc.catalog import RateView, Snapshot, SnapshotGet
+from contracts.rpc.conversion import RATES_CONVERT, RatesConvert
 from contracts.rpc.rate_changes import RatesList, RatesPage
 from provider_router.catalog import package
 from provider_router.catalog.administration import Administration
@@ -128,3 +129,4 @@ def serve(on: NatsBroker, catalog: Catalog, rates: Administration) -> None:
     answer(
         on, questions.SERVICE, rate_changes.RATES_DECIDE, rate_changes.RatesDecide, rate_changes.Decided, rates.decide
     )
+    answer(on, questions.SERVICE, RATES_CONVERT, RatesConvert, rate_changes.RatesChanged, rates.convert)

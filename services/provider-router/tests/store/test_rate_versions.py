@@ -16,6 +16,7 @@ from contracts import permissions, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import catalog as q
 from contracts.rpc import rate_changes
+from contracts.rpc.conversion import RATES_CONVERT, RatesConvert
 from contracts.rpc.envelope import Reply
 from provider_router.catalog import package
 from provider_router.catalog.package import PackagePrices, PackageRate
@@ -67,6 +68,9 @@ class Desk:
             rate_changes.RatesCheck(apply=apply, changed_by="janitor"),
             rate_changes.CheckReport,
         )
+
+    async def convert(self, price: str, **more: Any) -> rate_changes.RatesChanged:
+        return await self._ask(RATES_CONVERT, RatesConvert(price=price, **more), rate_changes.RatesChanged)
 
     async def proposals(self) -> tuple[rate_changes.Proposal, ...]:
         return (
@@ -310,6 +314,47 @@ async def test_a_margin_moves_all_imported_rates_in_one_step(desk_of_vendor: tup
     assert (await desk.rate()).input == "0.1"
     assert (await desk.margin("25", credit_price="0.5")).updated == 2
     assert (await desk.rate()).input == "0.2500000000"
+
+
+@pytest.mark.parity(69)
+async def test_all_rates_change_their_unit_once_exactly_and_keep_what_they_came_from(
+    desk_of_vendor: tuple[Desk, Vendor],
+) -> None:
+    desk, _ = desk_of_vendor
+    await desk.sync()
+    await desk.set(
+        "llm/c",
+        "0.1000000001",
+        cache_read="0",
+        tiers=[{"above": 200_000, "input": "0.2", "output": "0.4"}],
+        pieces=[{"unit": "image", "rate": "0.040"}],
+    )
+    await desk.deprecate("llm/b")
+    before = {version.pattern: version for version in reversed(await desk.history())}
+    tried = await desk.convert("0.0000025", dry_run=True)
+    assert (tried.updated, (await desk.rate("llm/c")).input) == (3, "0.1000000001")
+    first, again = await desk.convert("0.0000025"), await desk.convert("0.00000250")
+    assert (first.updated, first.unchanged, again.updated, again.unchanged) == (3, 0, 0, 3)
+    by_hand = await desk.rate("llm/c")
+    assert (by_hand.input, by_hand.cache_read) == ("0.00000025000000025", "0")
+    assert (by_hand.tiers[0].output, by_hand.pieces[0].rate) == ("0.000001", "0.0000001")
+    for pattern, old in before.items():
+        (new, *_) = await desk.history(pattern=pattern)
+        assert (new.costs, new.margin_percent, new.cost_source) == (old.costs, old.margin_percent, old.cost_source)
+        assert (new.deprecated, new.source) == (old.deprecated, old.source)
+        assert new.changed_by.startswith("conversion ")
+    assert (await desk.convert("3")).updated == 3
+
+
+async def test_rates_that_begin_later_or_would_not_fit_stop_a_conversion(desk: Desk) -> None:
+    await desk.set(price="0.12345678901234567891")
+    with pytest.raises(HubError) as too_long:
+        await desk.convert("0.1234567890123456789")
+    assert refused(too_long) == (ErrorCode.INVALID_REQUEST, "price")
+    await desk.set(price="2", effective_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    with pytest.raises(HubError, match="begin later") as planned:
+        await desk.convert("2", dry_run=True)
+    assert planned.value.code == ErrorCode.CONFLICT
 
 
 @pytest.mark.parity(112, 113)

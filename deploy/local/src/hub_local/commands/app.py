@@ -30,6 +30,7 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "balance": ("credits:balance", "Show what an account has; without one, what each has."),
         "adjust": ("credits:adjust", "Give credits or, below 0, take them."),
         "refund": ("credits:refund", "Give a charge back, or take unused credits of a grant back."),
+        "convert": ("credit_conversion:convert", "Convert balances and rates into another unit of credits."),
         "expire": ("credits:expire", "End a grant now."),
         "grants": ("credit_history:grants", "List an account's grants and what is left of each."),
         "transactions": (

@@ -12,6 +12,7 @@ from typing import Final
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import rate_changes
 from contracts.rpc.catalog import RateView
+from contracts.rpc.conversion import RatesConvert, conversion_id
 from provider_router.catalog.catalog import Catalog
 from provider_router.catalog.check import Finding, checked
 from provider_router.catalog.costs import Policy, plain, values_of
@@ -19,7 +20,7 @@ from provider_router.catalog.input import by, checked_pattern, new_rate
 from provider_router.catalog.matching import VENDORS, Costs
 from provider_router.catalog.package import PackageError, PackagePrices
 from provider_router.catalog.rates import OPERATOR, from_row, iso, rate_for, version_from_row
-from provider_router.catalog.sync import Plan, SyncOptions, synced, with_margin
+from provider_router.catalog.sync import Plan, SyncOptions, in_another_unit, synced, with_margin
 from provider_router.sql.rate_rows import NewRate, RateRow
 from provider_router.sql.reviews import NewProposal, Proposed, Reviews
 from provider_router.sql.store import Store
@@ -119,6 +120,21 @@ class Administration:
         stored = await self.store.read()
         policy = self._policy(question.margin_percent, question.credit_price)
         plan = await asyncio.to_thread(with_margin, stored.rates, policy, by(question.changed_by))
+        return await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
+
+    async def convert(self, question: RatesConvert) -> rate_changes.RatesChanged:
+        """Multiply all rates that stand in a row, once per price."""
+        stored = await self.store.read()
+        if stored.begins_in_s is not None:
+            raise HubError(
+                ErrorCode.CONFLICT,
+                "Rates that begin later are written in the old unit; `hub rates history` shows them. Set them again "
+                "with the conversion done.",
+            )
+        who = f"conversion {conversion_id(question.price)}"
+        rows = () if await self.store.has_changed(who) else stored.rates
+        plan = await asyncio.to_thread(in_another_unit, rows, Decimal(question.price), who)
+        plan.unchanged = len(stored.rates) - len(rows)
         return await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
 
     async def check(self, question: rate_changes.RatesCheck) -> rate_changes.CheckReport:

@@ -3,13 +3,21 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Context, Decimal
+from functools import partial
+from typing import Final
 
+from pydantic import ValidationError
+
+from contracts.errors import ErrorCode, HubError
 from contracts.rpc.rate_changes import RateChange, RatesChanged
-from provider_router.catalog.costs import Policy
+from provider_router.catalog.costs import Policy, mapped
 from provider_router.catalog.matching import Cost, Costs
 from provider_router.catalog.package import PackagePrices
 from provider_router.catalog.rates import OPERATOR
 from provider_router.sql.rate_rows import NewRate, RateRow
+
+_WIDE: Final = Context(prec=120)
 
 
 @dataclass(slots=True)
@@ -105,6 +113,30 @@ def with_margin(rows: Sequence[RateRow], policy: Policy, changed_by: str) -> Pla
         )
         plan.add(changed, row)
     return plan
+
+
+def in_another_unit(rows: Sequence[RateRow], price: Decimal, changed_by: str) -> Plan:
+    """Every rate times the price, exactly; costs, margins and what is deprecated stay.
+
+    Raises:
+        HubError: `invalid_request`, a rate would have more digits than a rate can have.
+    """
+    plan = Plan()
+    for row in rows:
+        try:
+            values = mapped(row.values, partial(_times, price))
+        except ValidationError as error:
+            raise HubError(
+                ErrorCode.INVALID_REQUEST,
+                f"The rates of {row.pattern} would have too many digits at this price; set them by hand first.",
+                param="price",
+            ) from error
+        plan.add(replace(_same(row, changed_by), values=values, change_type="bulk_update"), row)
+    return plan
+
+
+def _times(price: Decimal, rate: Decimal) -> Decimal:
+    return _WIDE.multiply(rate, price).normalize(_WIDE)
 
 
 def _missing(package: PackagePrices, known: set[str], providers: frozenset[str]) -> Iterator[str]:

@@ -54,6 +54,7 @@ select v.version as of_version, {_COLUMNS.replace("revision as version", "p.revi
        select * from catalog.rate r where r.pattern = v.of_pattern and r.revision < v.version
         order by r.revision desc limit 1) p
 """  # noqa: S608 - our own words only
+_HAS_CHANGED: Final = "select exists (select from catalog.rate where changed_by = $1)"
 _LATEST: Final = "select max(revision) from catalog.rate where pattern = $1"
 _ADD: Final = """
 insert into catalog.rate (revision, pattern, input, output, cache_read, cache_write, cache_write_1h, reasoning, request,
@@ -131,6 +132,10 @@ class Store:
         earlier = await self._pool.fetch(_BEFORE, [row["version"] for row in rows], [row["pattern"] for row in rows])
         previous = {row["of_version"]: from_record(row) for row in earlier}
         return [(from_record(row), previous.get(row["version"])) for row in rows]
+
+    async def has_changed(self, changed_by: str) -> bool:
+        """Whether somebody of this name has ever changed a rate."""
+        return bool(await self._pool.fetchval(_HAS_CHANGED, changed_by))
 
     async def add_rates(self, rates: Sequence[NewRate], *, based_on: int | None = None) -> Added:
         """Add versions, all or none; those without a time are in force from the commit on.
