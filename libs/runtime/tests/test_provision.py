@@ -3,7 +3,10 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from contracts import permissions, streams
+from runtime import provision as provisioning
 from runtime.process import background
 from runtime.provision import provision, watchdog
 
@@ -55,3 +58,19 @@ async def test_watchdog_brings_back_what_was_deleted(nats: Any, until: Any) -> N
         await asyncio.wait_for(look(), 10)
     await provision(js)
     await bus.close()
+
+
+async def test_watchdog_provisions_at_once_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was killed has forgotten the streams in its memory, kept answers among them."""
+    times: asyncio.Queue[None] = asyncio.Queue()
+
+    async def provisioned(*_: Any) -> None:
+        times.put_nowait(None)
+
+    monkeypatch.setattr(provisioning, "provision", provisioned)
+    back = asyncio.Event()
+    async with background("watchdog", watchdog(Any, every_s=3600, reconnected=back)):  # type: ignore[arg-type]
+        await asyncio.wait_for(times.get(), 10)
+        back.set()
+        await asyncio.wait_for(times.get(), 10)
+    assert times.empty()

@@ -160,6 +160,11 @@ class Supervisor:
 
     async def _provision(self, url: str) -> None:
         _route_logs(self._console)
+        back = asyncio.Event()
+
+        async def reconnected() -> None:
+            back.set()
+
         client = await nats.connect(
             url,
             name=PROVISIONER,
@@ -167,10 +172,11 @@ class Supervisor:
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             error_cb=_ignore_disconnects,
+            reconnected_cb=reconnected,
         )
         stream = client.jetstream()
         await provision(stream, self._settings.kept_answers)
-        self._run_along(watchdog(stream, kept_answers=self._settings.kept_answers))
+        self._run_along(watchdog(stream, kept_answers=self._settings.kept_answers, reconnected=back))
 
     async def _start_services(self, instances: list[services.Instance], secrets: Credentials, ports: Ports) -> None:
         given = self._environment.get("HUB_BOOTSTRAP_KEY")

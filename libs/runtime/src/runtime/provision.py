@@ -1,6 +1,7 @@
 """Streams, consumers and buckets made as `contracts.streams` has them; safe to repeat, also as a watchdog."""
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 from nats.errors import Error
@@ -68,14 +69,28 @@ async def provision(js: JetStreamContext, kept_answers: streams.StreamSpec = str
 
 
 async def watchdog(
-    js: JetStreamContext, every_s: float = 30.0, kept_answers: streams.StreamSpec = streams.FRAMES
+    js: JetStreamContext,
+    every_s: float = 30.0,
+    kept_answers: streams.StreamSpec = streams.FRAMES,
+    reconnected: asyncio.Event | None = None,
 ) -> None:
-    """Provision again and again: a wiped NATS store gets its streams and consumers back without a restart."""
+    """Provision again and again: a wiped NATS store gets its streams and consumers back without a restart.
+
+    Args:
+        js: as the user `provisioner`.
+        every_s: seconds between two times.
+        kept_answers: the stream of kept answers, with an operator's age and size.
+        reconnected: set when the server has come back, which forgets the streams in its memory: provision at once.
+    """
+    back = asyncio.Event() if reconnected is None else reconnected
     while True:
+        back.clear()
         try:
             await provision(js, kept_answers)
         except (Error, TimeoutError) as error:
             _log.warning("provisioning failed", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(2)
             continue
-        await asyncio.sleep(every_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every_s):
+                await back.wait()

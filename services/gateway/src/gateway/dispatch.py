@@ -32,9 +32,12 @@ BLOCKED_S: Final = 30.0
 """A client that takes no byte for this long is treated as gone."""
 LAST_WORD_S: Final = 0.5
 """A failed call's error frame may come this long after the books' notice: they travel on different connections."""
+TAIL_S: Final = 2.0
+"""A paid answer's tail, sent before the fact, is lost if it has not come so long after the books' notice."""
 UNREAD_BYTES_MAX: Final = 8 * 2**20
 """Answer bytes that wait for one slow client; above this it is treated as gone."""
 _NOT_ACCEPTED: Final = frozenset((Stage.RESERVING, Stage.DISPATCHED))
+_RUNNING: Final = frozenset((Stage.ACCEPTED, Stage.ANSWERING))
 
 
 class Dispatcher:
@@ -48,10 +51,12 @@ class Dispatcher:
         self._by_number: dict[int, OpenCall] = {}
         self._by_id: dict[str, OpenCall] = {}
         self._routers_heard: dict[str, float] = {}
+        self._reconnected_at = 0.0
         self._dispatch_subject = subjects.dispatch()
 
     async def start(self) -> None:
         """Listen on everything that is addressed to this process."""
+        self._bus.after_reconnect(self._reconnected)
         await self._bus.listen(subjects.inbox_frames(self._process), self._on_frames)
         await self._bus.listen(subjects.inbox_settled("gateway", self._process), self._on_settled)
         await self._bus.listen(subjects.inbox_alive(self._process), self._on_alive)
@@ -135,7 +140,7 @@ class Dispatcher:
                 continue
             if call.due < now:
                 self._overdue(call)
-            elif call.stage in {Stage.ACCEPTED, Stage.ANSWERING} and self._silent(call.router, now):
+            elif call.stage in _RUNNING and self._silent(call.router, now):
                 call.fail(
                     HubError(ErrorCode.ROUTER_LOST, "The part of the hub that served this call is gone; try again.")
                 )
@@ -234,15 +239,41 @@ class Dispatcher:
         call.settled = settled
         if call.held is not None:
             call.wake()
+        else:
+            asyncio.get_running_loop().call_later(TAIL_S, self._tail_lost, call)
+
+    def _tail_lost(self, call: OpenCall) -> None:
+        """Paid, and the rest of its answer did not reach us: there was no bus to carry it."""
+        if call.held is None and call.error is None and call.stage is not Stage.OVER:
+            _log.warning("end of an answer lost", call_id=call.call_id)
+            call.fail(
+                HubError(
+                    ErrorCode.UPSTREAM_BROKEN,
+                    "The end of the answer was lost inside the hub;"
+                    f" GET /api/v2/calls/{call.call_id} tells what was charged.",
+                )
+            )
+
+    def _reconnected(self) -> None:
+        self._reconnected_at = time.monotonic()
 
     def unsettled(self, for_s: float) -> list[str]:
-        """Calls whose answer is complete for so long, at most a quarter of their wait, without a word of the books."""
+        """Calls whose answer is complete for so long, at most a quarter of their wait, without a word of the books.
+
+        And those that were open when the bus was away: tail and notice may both have been lost.
+        """
         settle_s = self._settings.settle_s
         latest = time.monotonic() + settle_s - min(for_s, settle_s / 4)
         return [
             call.header.call_id
             for call in self._by_number.values()
-            if call.stage is Stage.SETTLING and call.settled is None and call.error is None and call.due < latest
+            if call.settled is None
+            and call.error is None
+            and (
+                call.due < latest
+                if call.stage is Stage.SETTLING
+                else call.started < self._reconnected_at and call.stage in _RUNNING
+            )
         ]
 
     def _on_alive(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 import structlog
+from nats.errors import Error as NatsError
 from opentelemetry.trace import SpanKind
 
 from contracts.errors import ErrorCode, HubError
@@ -216,7 +217,7 @@ async def _cover(call: RunningCall, router: Router, ending: Ending) -> None:
     request = metering.ExtendHold(call.header.call_id, call.header.epoch, call.header.account, to_text(missing))
     try:
         reply = _EXTEND_REPLY.decode(await router.bus.call(_EXTEND, _ENCODER.encode(request), _EXTEND_S))
-    except (TimeoutError, OSError) as error:
+    except (TimeoutError, NatsError, OSError) as error:  # metering is away: the answer is good all the same
         _log.warning("hold not raised", call_id=call.header.call_id, error=type(error).__name__)
         return
     if not reply.granted:

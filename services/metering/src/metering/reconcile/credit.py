@@ -5,18 +5,18 @@ from typing import Final
 
 from metering.reconcile.check import DIFFERENCES_MAX, Connection, Difference, Found, Window, one_row, text
 
+_OURS: Final = "not exists (select 1 from metering.payment_account p where p.account = {})"
+"""Where Payment Kit keeps the balance, `granted` mirrors that and is no sum of entries."""
 _GRANTED: Final = (
-    "select (select count(*) from metering.credit_entry) as entries,"
-    " (select coalesce(sum(amount), 0) from metering.credit_entry) as amount,"
-    " (select count(*) from metering.account where granted > 0) as accounts,"
-    " (select coalesce(sum(granted), 0) from metering.account) as granted"
+    "select e.entries, e.amount, a.accounts, a.granted from"
+    " (select count(*) as entries, coalesce(sum(e.amount), 0) as amount from metering.credit_entry e"
+    f" where {_OURS.format('e.account')}) e,"
+    " (select count(*) filter (where a.granted > 0) as accounts, coalesce(sum(a.granted), 0) as granted"
+    f" from metering.account a where {_OURS.format('a.id')}) a"
 )
 _GRANTS_WRONG: Final = (
-    "select d.* from metering.credit_differences(null) d"
-    " where not exists (select 1 from metering.payment_account p where p.account = d.account)"
-    " order by d.account, d.what"
+    f"select d.* from metering.credit_differences(null) d where {_OURS.format('d.account')} order by d.account, d.what"
 )
-"""Where Payment Kit keeps the balance, `granted` mirrors that and is no sum of entries."""
 REPORT: Final = """
 insert into metering.outbox (id, kind, identifier, account, user_did, project, value, event_at, tokens)
 select c.id, 'meter', 'mc_' || c.id, l.account, c.user_did, c.project, l.amount,
