@@ -21,6 +21,7 @@ from rig.provider import Received
 from rig.waiting import until
 
 from contracts.cloudevent import UsageEvent
+from contracts.events import Outcome
 from contracts.streams import USAGE
 from faults.clients import Told
 from hub_local.credentials import ADMIN
@@ -93,15 +94,20 @@ async def at_rest(
     served: Sequence[Received],
     *,
     within_s: float = 20.0,
+    announced: bool = True,
 ) -> Account:
-    """Wait until nothing of an account is open or under way, then read it from every side."""
+    """Wait until nothing of an account is open or under way, then read it from every side.
+
+    Args:
+        announced: wait for its usage events, too; else `Account.events` is what has come by now.
+    """
 
     async def quiet() -> bool:
         return not await hub.value(
             "select count(*) from metering.model_call where account = $1 and state = 'processing'", account
         )
 
-    async def announced() -> bool:
+    async def all_stored() -> bool:
         behind = """select a.seq - coalesce(s.seq, 0) from metering.account a
                     left join metering.usage_sent s on s.account = a.id where a.id = $1"""
         known = "select made_at from metering.usage_stream"  # a bus that was wiped has another stream
@@ -109,14 +115,15 @@ async def at_rest(
         return await hub.value(known) == here and not await hub.value(behind, account)
 
     await until(quiet, within_s=within_s, what=f"every call of {account} is terminal")
-    await until(announced, within_s=45.0, what=f"every usage event of {account} is stored")
+    if announced:
+        await until(all_stored, within_s=45.0, what=f"every usage event of {account} is stored")
     calls = await hub.fetch("select * from metering.model_call where account = $1 order by id", account)
     ids = {str(call["id"]) for call in calls}
     return Account(
         row=(await hub.fetch("select * from metering.account where id = $1", account))[0],
         calls=calls,
         ledger=await hub.fetch("select * from metering.ledger where account = $1 order by acct_seq", account),
-        events=await _usage_events(operator, account),
+        events=[event for event in await usage_events(operator) if event.data.account == account],
         served=[received for received in served if received.call_id in ids],
         told=told,
     )
@@ -261,9 +268,11 @@ async def check_provider(hub: Hub, account: Account, unpaid: int) -> None:
     assert len(lost) <= unpaid, f"I6: served and not paid: {lost}"
     sent = {received.call_id: bytes(received.sent).decode() for received in account.served}
     for told in account.told:
+        if told.text or told.final:
+            assert told.call_id in sent, f"I10: nobody served what {told.request_id} was told"
         if told.text:
             assert _text(sent[told.call_id], stream=told.stream).startswith(told.text), "I10: other text than sent"
-        if told.final:
+        if told.final and states[told.call_id]["outcome"] != Outcome.CREDIT_EXHAUSTED:  # such a one is cut, and paid so
             assert _text(sent[told.call_id], stream=told.stream) == told.text, "I10: text is missing"
 
 
@@ -278,8 +287,8 @@ def _text(body: str, *, stream: bool) -> str:
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-async def _usage_events(operator: Bus, account: str) -> list[UsageEvent]:
-    """All events of an account on the stream, repeats too."""
+async def usage_events(operator: Bus) -> list[UsageEvent]:
+    """All events on the stream, repeats too, in the stream's order."""
     js = operator.jetstream()
     found: list[UsageEvent] = []
     subscription = await js.subscribe("hub.v1.usage.recorded.*", stream=USAGE.name, ordered_consumer=True)
@@ -287,9 +296,7 @@ async def _usage_events(operator: Bus, account: str) -> list[UsageEvent]:
         left = (await js.stream_info(USAGE.name)).state.messages
         while left:
             message = await subscription.next_msg(timeout=5)
-            event = msgspec.json.decode(message.data, type=UsageEvent)
-            if event.data.account == account:
-                found.append(event)
+            found.append(msgspec.json.decode(message.data, type=UsageEvent))
             left -= 1
     finally:
         await subscription.unsubscribe()

@@ -1,22 +1,29 @@
 """Rows 21 to 25 of the crash table: facts that kill, servers without room, a bus that lost its store, clocks."""
 
 import asyncio
+import itertools
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import asyncpg
+import msgspec
 import pytest
 import pytest_asyncio
-from nats.js.api import DiscardPolicy
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy
 from rig.provider import Reply
 from rig.waiting import until
 
+from contracts.cloudevent import UsageEvent
 from contracts.permissions import PROVISIONER
-from contracts.streams import CALLS
+from contracts.streams import CALLS, USAGE
 from faults.clients import Payer, Told
 from faults.conftest import SetScene
 from faults.scene import CLOSED_WITHIN_S, Scene
 from hub_local.credentials import ADMIN
+from runtime.bus import Bus
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -195,26 +202,95 @@ async def _renewed(scene: Scene, payer: Payer) -> None:
     await until(look, what="the lease is renewed")
 
 
+@dataclass
+class Subscriber:
+    """Reads USAGE as anybody outside would; when the stream is another one, from its beginning."""
+
+    heard: dict[str, dict[int, UsageEvent]] = field(default_factory=lambda: defaultdict(dict))
+    """By account and sequence."""
+    contradictions: list[tuple[UsageEvent, UsageEvent]] = field(default_factory=list)
+
+    async def follow(self, operator: Bus) -> None:
+        """For ever, over streams that come and go."""
+        js = operator.jetstream()
+        while True:
+            try:
+                made_at = (await js.stream_info(USAGE.name)).created
+                config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL)
+                reading = await js.subscribe("hub.v1.usage.recorded.*", stream=USAGE.name, config=config)
+                try:
+                    while made_at == (await js.stream_info(USAGE.name)).created:
+                        with suppress(TimeoutError):
+                            while True:
+                                self._take((await reading.next_msg(timeout=0.5)).data)
+                finally:
+                    await reading.unsubscribe()
+            except (NatsError, TimeoutError):
+                await asyncio.sleep(0.2)  # the bus is away, or has no stream yet
+
+    def up_to(self, account: str) -> int:
+        """How far an account's events were heard without a gap."""
+        heard = self.heard[account]
+        return next(number for number in itertools.count(1) if number not in heard) - 1
+
+    def _take(self, payload: bytes) -> None:
+        event = msgspec.json.decode(payload, type=UsageEvent)
+        known = self.heard[event.data.account].setdefault(event.data.sequence, event)
+        if known != event:
+            self.contradictions.append((known, event))
+
+
+@asynccontextmanager
+async def under_load(payers: list[Payer]) -> AsyncIterator[None]:
+    """Each account calls without a pause, streams and JSON; leaving waits for the last answers."""
+    over = asyncio.Event()
+
+    async def call(payer: Payer, stream: bool) -> None:
+        while not over.is_set():
+            if not (await payer.chat(stream=stream)).final:
+                await asyncio.sleep(0.1)
+
+    calling = [asyncio.create_task(call(payer, stream)) for payer in payers for stream in (False, True)]
+    try:
+        yield
+    finally:
+        over.set()
+        await asyncio.gather(*calling)
+
+
 async def test_power_cut_of_the_bus_under_load_loses_no_charge_and_no_usage_event(scene: Scene) -> None:
     """Its store is gone: streams are made again, unsettled outcomes said again, USAGE filled again from the ledger."""
     payers = [await scene.payer() for _ in range(3)]
-    for payer in payers:
-        assert [(await payer.chat()).final for _ in range(4)] == [True] * 4
-    before = await asyncio.gather(*(scene.at_rest(payer) for payer in payers))
-    assert [len(account.events) for account in before] == [4] * 3
+    subscriber = Subscriber()
+    following = asyncio.create_task(subscriber.follow(scene.operator))
     scene.provider.always(Reply(piece_delay_s=0.02))
-    running = [payer.begin(stream=number % 2 == 0) for payer in payers for number in range(12)]
-    await scene.provider.asked(6)
-    await scene.lose_bus()
-    scene.provider.always(Reply())
-    for payer in payers:
-        for told in payer.journal:
-            await payer.ended(told)
-    assert all(told.final or told.error or told.broken for told in running)
+    async with under_load(payers):
 
-    async def served() -> bool:
-        return all([(await payer.chat()).final for payer in payers])
+        async def heard() -> bool:
+            return all(subscriber.up_to(payer.account) >= 4 for payer in payers)
 
-    await until(served, within_s=20.0, every_s=0.3, what="calls are served again")
-    for account in await asyncio.gather(*(scene.at_rest(payer, within_s=30.0) for payer in payers)):
-        assert len(account.events) == account.row["seq"] >= 5, "a subscriber sees a gap"
+        await until(heard, within_s=30.0, every_s=0.1, what="usage events of every account are heard")
+        stored = {payer.account: subscriber.up_to(payer.account) for payer in payers}
+        await scene.lose_bus()
+        served = {payer.account: sum(told.final for told in payer.journal) for payer in payers}
+
+        async def served_again() -> bool:
+            return all(sum(told.final for told in payer.journal) >= served[payer.account] + 2 for payer in payers)
+
+        await until(served_again, within_s=60.0, every_s=0.1, what="calls are served again")
+    assert all(told.final or told.error or told.broken for payer in payers for told in payer.journal)
+    accounts = await asyncio.gather(*(scene.at_rest(payer, within_s=30.0) for payer in payers))
+    for account in accounts:
+        before = stored[account.row["id"]]
+        assert len(account.events) == account.row["seq"] > before, "the stream that is there now has a gap"
+        again = [event.data.sequence for event in account.events if event.data.sequence <= before]
+        assert again == list(range(1, before + 1)), "filled again in another order"
+
+    async def all_heard() -> bool:
+        return all(subscriber.up_to(account.row["id"]) == account.row["seq"] for account in accounts)
+
+    await until(all_heard, within_s=20.0, every_s=0.1, what="the subscriber has no gap")
+    assert not subscriber.contradictions, "an event came again with other content"
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
