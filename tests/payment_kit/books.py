@@ -173,6 +173,16 @@ class Books:
         self._write("recharge", {"currency": currency, "wanted": wanted})
         return self.recharge[currency]
 
+    # ---- what a Payment Kit must never do ---------------------------------------------------------------------------
+
+    def lose(self, identifier: str) -> None:
+        """An event that was answered with success is gone, as after a restore from yesterday."""
+        self._write("lost", {"identifier": identifier})
+
+    def change(self, identifier: str, value: str) -> None:
+        """An event has another value than the one it came with."""
+        self._write("changed", {"identifier": identifier, "value": value})
+
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def meter(self, name: str) -> dict[str, Any]:
@@ -295,6 +305,18 @@ class Books:
         self._identifiers[event["identifier"]] = event
         self._consume(event)
 
+    def _apply_lost(self, line: dict[str, Any]) -> None:
+        event = self._identifiers.pop(line["identifier"])
+        self.events.remove(event)
+        self._give_back(event)
+
+    def _apply_changed(self, line: dict[str, Any]) -> None:
+        event = self._identifiers[line["identifier"]]
+        self._give_back(event)
+        event["payload"] = {**event["payload"], "value": line["value"]}
+        event |= {"credit_consumed": "0", "credit_pending": str(int(Decimal(line["value"]).scaleb(PLACES)))}
+        self._consume(event)
+
     def _apply_webhook(self, line: dict[str, Any]) -> None:
         self.webhooks.append({**line["wanted"], "id": f"we_{len(self.webhooks) + 1}", "livemode": True})
 
@@ -339,6 +361,15 @@ class Books:
         event["status"] = "completed" if event["credit_pending"] == "0" else "requires_action"
         if event["credit_pending"] != "0":
             self._open.setdefault(event["payload"]["customer_id"], []).append(event)
+
+    def _give_back(self, event: dict[str, Any]) -> None:
+        """What an event consumed is in the customer's newest grant again."""
+        customer = event["payload"]["customer_id"]
+        self._open[customer] = [other for other in self._open.get(customer, []) if other is not event]
+        if event["credit_consumed"] != "0":
+            grant = [grant for grant in self.grants if grant["customer_id"] == customer][-1]
+            grant["remaining_amount"] = str(int(grant["remaining_amount"]) + int(event["credit_consumed"]))
+            grant["status"] = "granted"
 
     def _usable(self, customer: str) -> Iterator[dict[str, Any]]:
         """Grants that have something left, in the order in which they are used."""

@@ -226,6 +226,10 @@ class Server:
             case ("POST", "/control/options"):
                 self.faults.duplicate_form = asked.body.get("duplicate_form", self.faults.duplicate_form)
                 self.books.dedup_s = asked.body.get("dedup_s", self.books.dedup_s)
+            case ("POST", "/control/lose"):
+                self.books.lose(asked.body["identifier"])
+            case ("POST", "/control/change"):
+                self.books.change(asked.body["identifier"], asked.body["value"])
             case ("POST", "/control/recharge"):
                 self.books.recharging.add(asked.body["did"])
             case ("POST", "/control/grant"):

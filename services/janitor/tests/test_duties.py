@@ -235,6 +235,7 @@ class Books:
         self.asked: Counter[str] = Counter()
         self.state = "done"
         self.differences = 0
+        self.not_compared = ""
         self.days_left = 9
         self.accounts_due = 700
 
@@ -266,9 +267,15 @@ class Books:
         state = "running" if self.asked[reconcile.RECONCILE_GET] % 3 else self.state
         return reconcile.ReconcileReport.model_validate({
             "run_id": "r1", "scope": "recent", "state": state, "progress": "", "error": "no bus", "started_at": "",
-            "finished_at": None, "comparisons": (), "differences": self.differences, "accepted": 0, "page": (),
-            "next_after": None,
+            "finished_at": None, "comparisons": (self._comparison(),), "differences": self.differences,
+            "accepted": 0, "page": (), "next_after": None,
         })  # fmt: skip
+
+    def _comparison(self) -> dict[str, object]:
+        return {
+            "check": "payment_kit", "left": "", "left_count": 0, "left_sum": "0", "right": "", "right_count": 0,
+            "right_sum": "0", "differences": 0, "not_compared": self.not_compared,
+        }  # fmt: skip
 
     def _grants(self) -> BaseModel:
         accounts = min(self.accounts_due, 500)
@@ -325,6 +332,8 @@ async def test_differences_are_told_and_a_comparison_that_failed_is_a_failure(
     monkeypatch.setattr(reconciliation, "_LOOK_EVERY_S", 0.01)
     books.differences = 4
     assert await reconciliation.compare_books(bus) == "4 differences"
+    books.not_compared = "away"
+    assert await reconciliation.compare_books(bus) == "4 differences; payment_kit not compared: away"
     for state in ("failed", "lost"):
         books.state = state
         with pytest.raises(HubError, match=f"{state}: no bus"):

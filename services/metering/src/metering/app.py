@@ -95,7 +95,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         await stack.enter_async_context(_open_to_reserves(turns, pool))
         await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
-        runs = Runs(dsn, pool, BusView(bus, f"{inbox}.stored"))
+        runs = Runs(dsn, pool, BusView(bus, f"{inbox}.stored"), None if payment is None else payment.events)
         stack.push_async_callback(runs.stop)
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases, notices.changed, payment, settings.payment_link)

@@ -24,3 +24,4 @@ USAGE_CAUGHT_UP: Final = Counter("hub_metering_usage_events_repeated_total", "Us
 GRANTS: Final = Counter("hub_metering_grants_total", "Grants begun and ended because their time had come.", ["what"])
 NOTICES: Final = Counter("hub_metering_credit_notices_total", "Notices about balances stored on the bus.", ["level"])
 DIFFERENCES: Final = Gauge("hub_reconcile_differences", "Differences that the last comparison of the books found.")
+NOT_COMPARED: Final = Gauge("hub_reconcile_not_compared", "Sides that the last comparison could not read.")

@@ -44,7 +44,7 @@ def reconcile(
     tolerance: str = "1%",
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Compare the books with each other and with the bus; exit code 1 when they differ, 2 when that is not known.
+    """Compare the books with each other, the bus and Payment Kit; exit code 1 when they differ, 2 when nobody knows.
 
     Args:
         recent: only what came after the last closed day.
@@ -69,7 +69,13 @@ def reconcile(
         scope: r.Scope = "closings" if verify else "recent" if recent else "all"
         report, differences = run(_compared(scope), failure=COULD_NOT_RUN)
         _show(report, differences, as_json=as_json)
-        raise SystemExit(DIFFERENT if report.differences else 0)
+        raise SystemExit(_exit_code(report))
+
+
+def _exit_code(report: r.ReconcileReport) -> int:
+    if report.differences:
+        return DIFFERENT
+    return COULD_NOT_RUN if any(each.not_compared for each in report.comparisons) else 0
 
 
 def recompute(
@@ -192,10 +198,16 @@ def _show(report: r.ReconcileReport, differences: list[r.DifferenceView], *, as_
     show.table(
         ("check", "left", "count", "credits", "right", "count", "credits", "differences"),
         [
-            (c.check, c.left, c.left_count, c.left_sum, c.right, c.right_count, c.right_sum, c.differences)
+            (
+                c.check, c.left, c.left_count, c.left_sum, c.right, c.right_count, c.right_sum,
+                "not compared" if c.not_compared else c.differences,
+            )
             for c in report.comparisons
         ],
-    )
+    )  # fmt: skip
+    for c in report.comparisons:
+        if c.not_compared:
+            print(f"{c.check}: {c.differences} differences, not compared to the end: {c.not_compared}")
     if differences:
         print()
         show.table(

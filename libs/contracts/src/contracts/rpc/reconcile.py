@@ -61,6 +61,8 @@ class ComparisonView(Message):
     right_count: int
     right_sum: str
     differences: int
+    not_compared: str = ""
+    """Why the sides, or the rest of them, could not be compared: then no difference means nothing."""
 
 
 class DifferenceView(Message):

@@ -42,4 +42,7 @@ async def compare_books(bus: Bus) -> str:
     _differences.set(report.differences)
     if report.differences:
         _log.error("the books do not agree: see `hub reconcile`", differences=report.differences, run=report.run_id)
-    return f"{report.differences} differences"
+    left_out = [f"{each.check} not compared: {each.not_compared}" for each in report.comparisons if each.not_compared]
+    for each in left_out:
+        _log.error("a part of the books could not be compared", what=each, run=report.run_id)
+    return "; ".join([f"{report.differences} differences", *left_out])

@@ -13,6 +13,7 @@ from metering.payment_kit.callback import Callbacks
 from metering.payment_kit.circuit import Circuit
 from metering.payment_kit.grants import Grants
 from metering.payment_kit.links import Links
+from metering.payment_kit.look_up import EventList
 from metering.payment_kit.meter import Meters
 from metering.payment_kit.mirror import Mirror
 from metering.payment_kit.second_look import SecondLook
@@ -48,6 +49,7 @@ class Adapter:
     callbacks: Callbacks
     status: Status
     links: Links
+    events: EventList
 
 
 @asynccontextmanager
@@ -91,6 +93,7 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
             Callbacks(kit, meters, pool),
             status,
             links,
+            EventList(kit, meters),
         )
 
 

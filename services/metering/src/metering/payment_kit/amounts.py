@@ -30,11 +30,20 @@ def same_value(ours: Decimal, theirs: Any) -> bool:
     Raises:
         AmountError: it is no amount at all.
     """
+    return value_of(theirs) == ours
+
+
+def value_of(theirs: Any) -> Decimal:
+    """A value that came back, exactly.
+
+    Raises:
+        AmountError: it is no amount at all.
+    """
     if isinstance(theirs, int) and not isinstance(theirs, bool):
         theirs = str(theirs)
     if not isinstance(theirs, str) or not _DECIMAL.fullmatch(theirs):
         raise AmountError("a value that is no plain decimal")
-    return Decimal(theirs) == ours
+    return Decimal(theirs)
 
 
 def from_smallest(text: Any, places: int, *, owed: bool) -> Decimal:

@@ -46,6 +46,11 @@ class Meters:
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def event_names(self) -> tuple[str, ...]:
+        """Of both meters, this hub's unit first: what was reported before the unit was changed is under the other."""
+        return tuple(sorted((name for name, _ in _METERS.values()), key=lambda name: name != self.event_name))
+
+    @property
     def event_name(self) -> str:
         """Of the meter that belongs to the unit."""
         return _METERS[self.unit][0]

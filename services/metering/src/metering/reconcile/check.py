@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 DIFFERENCES_MAX: Final = 1000
 """Most differences that one check tells row by row; more are counted."""
 REPAIRABLE: Final = frozenset(
-    ("held", "spent", "charge", "ledger_amount", "ledger_missing", "ledger_orphan", "event_missing", "outbox_missing")
-)
+    (
+        "held", "spent", "charge", "ledger_amount", "ledger_missing", "ledger_orphan", "event_missing",
+        "outbox_missing", "payment_missing", "payment_value", "payment_row",
+    )
+)  # fmt: skip
 FIRST_ID: Final = UUID(int=0)
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -65,6 +68,8 @@ class Found:
     differences: list[Difference] | None = None
     total: int = 0
     """All differences, also those beyond `DIFFERENCES_MAX`."""
+    not_compared: str = ""
+    """Why the two sides, or the rest of them, could not be compared: then no difference means nothing."""
 
     def add(self, difference: Difference) -> None:
         """Count a difference, and keep it while there is room."""
@@ -87,6 +92,8 @@ class Window:
     """Every call before it is terminal, except those listed in `skewed_call`."""
     bus_from: datetime | None
     """Messages and settled calls since then are compared; None = all that the bus has."""
+    reported_from: datetime | None = None
+    """What was reported to Payment Kit since then is looked for there; None = all."""
 
 
 SqlCheck: TypeAlias = Callable[[Connection, Window], Awaitable[Found]]

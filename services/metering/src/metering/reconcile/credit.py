@@ -27,6 +27,17 @@ from metering.ledger l join metering.model_call c on c.id = l.call_id where l.ca
 on conflict do nothing returning identifier
 """
 """A missing row of the outbox as it was: its identifier is constant, so Payment Kit counts it once."""
+AGAIN: Final = """
+with again as (
+    update metering.outbox set state = $2, next_at = now(), sent_at = null, reason = $3
+    where identifier = $1 and id = $4 and state = 'sent' and batch is null returning members, identifier
+), members as (
+    update metering.outbox m set state = 'pending', sent_at = null
+    from (select unnest(a.members) as id from again a) u where m.id = u.id
+)
+select identifier from again
+"""
+"""What was sent waits again, or is parked; its identifier, value and time are what they were."""
 _REPORTED_FROM: Final = "select min(created_at) from metering.outbox"
 _OUTBOX: Final = f"""
 with reported as (

@@ -7,20 +7,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import msgspec
+import structlog
 from nats.errors import Error as NatsError
 
 from contracts.errors import ErrorCode, HubError
 from contracts.money import ZERO
 from contracts.rpc.reconcile import ReconcileRepair, ReconcileRepaired
+from metering.payment_kit import records
 from metering.pricing import PricingError
 from metering.reconcile.charges import priced
 from metering.reconcile.check import Connection, text
-from metering.reconcile.credit import REPORT
+from metering.reconcile.credit import AGAIN, REPORT
 from metering.reconcile.session import connected
 
+_log = structlog.get_logger("reconcile")
 _DIFFERENCE: Final = (
     "select d.* from metering.difference d join metering.reconciliation r on r.id = d.run_id where d.id = $1"
     " order by r.started_at desc limit 1"
@@ -147,17 +151,20 @@ async def _repaired(connection: Connection, row: asyncpg.Record, note: Note) -> 
         raise HubError(ErrorCode.CONFLICT, "The account has no row; accept the difference, or open the account first.")
     match name:
         case "held":
-            return await _move(connection, locked, "held", await connection.fetchval(_HOLDS, account), note)
+            done = await _move(connection, locked, "held", await connection.fetchval(_HOLDS, account), note)
         case "spent":
-            return await _move(connection, locked, "spent", await connection.fetchval(_BOOKED, account), note)
+            done = await _move(connection, locked, "spent", await connection.fetchval(_BOOKED, account), note)
         case "ledger_missing":
-            return await _book(connection, locked, call_id)
-        case "outbox_missing":
-            return await _report(connection, call_id)
+            done = await _book(connection, locked, call_id)
+        case "payment_missing" | "payment_value":
+            done = await _again(connection, row)
+        case "outbox_missing" | "payment_row":
+            done = await _report(connection, call_id)
         case "charge" | "ledger_amount":
-            return await put_right(connection, call_id, note)
+            done = await put_right(connection, call_id, note)
         case _:
             raise HubError(ErrorCode.CONFLICT, "No added row repairs this; look at it, then accept it with a reason.")
+    return done
 
 
 async def put_right(connection: Connection, call_id: object, note: Note) -> str:
@@ -252,6 +259,21 @@ async def _report(connection: Connection, call_id: object) -> str:
     if identifier is None:
         raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
     return f"call {call_id}: {identifier} is in the outbox again"
+
+
+async def _again(connection: Connection, row: asyncpg.Record) -> str:
+    """Send a row again that Payment Kit does not have; park one that it has with another value."""
+    identifier = str(row["expected"]).partition(" ")[0]
+    is_lost = row["name"] == "payment_missing"
+    state, reason = ("pending", "") if is_lost else ("parked", f"Payment Kit has it as {row['found']}"[:500])
+    done = await connection.fetchval(AGAIN, identifier, state, reason, UUID(identifier[3:]))
+    if done is None:
+        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
+    if is_lost:
+        return f"{identifier} is sent again, after a look whether Payment Kit has it after all"
+    records.PARKED.inc()
+    _log.error("meter event parked", identifier=identifier, reason=reason)
+    return f"{identifier} is parked: {reason}"
 
 
 async def _cancel_orphan(connection: Connection, call_id: object, note: Note) -> str:
