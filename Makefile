@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 
-.PHONY: run test check fmt bench bench-money bench-outbox docs lock fuzz model state-machine mutants env env-dev node-sdk
+.PHONY: run test check fmt bench bench-money bench-outbox bench-sync campaign docs lock fuzz model state-machine mutants \
+	env env-dev node-sdk
 
 run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
@@ -33,9 +34,18 @@ bench-outbox: env-dev
 # Reserves and completions straight to metering: rates, latencies, a hot account, 100,000 queued completions.
 bench-money: env-dev
 	PYTHONPATH=tests $(BIN)/python -m bench.money $(ARGS)
+
 # The property tests with new examples each time, and many of them; `make test` takes the same few each time.
 fuzz: env-dev
 	$(BIN)/pytest -q -o timeout=0 -n 2 -m hypothesis --hypothesis-profile=fuzz
+
+# What it costs that NATS forces each message to disk.
+bench-sync: env-dev
+	PYTHONPATH=tests $(BIN)/python -m bench.sync_interval $(ARGS)
+
+# Everything is killed under load, again and again; then every book is held against journals that the hub does not write.
+campaign: env-dev
+	PYTHONPATH=tests $(BIN)/python -m campaign --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Every interleaving of one call, and the shortest schedule that refutes each weaker protocol.
 model: env-dev

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +61,16 @@ class System:
 
 
 @contextmanager
-def running_hub(folder: Path, upstream: Upstream, accounts: int) -> Iterator[System]:
+def running_hub(
+    folder: Path, upstream: Upstream, accounts: int, settings: Mapping[str, str] | None = None
+) -> Iterator[System]:
     """Start `hub up` in a scratch folder, with prices and accounts; stop it at the end.
+
+    Args:
+        folder: for its data and log.
+        upstream: its only provider.
+        accounts: each with a key and plenty of credit.
+        settings: of the hub, besides the benchmark's own.
 
     Raises:
         BenchError: it did not start or did not stop.
@@ -73,7 +81,7 @@ def running_hub(folder: Path, upstream: Upstream, accounts: int) -> Iterator[Sys
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("hub")), "up"],
-            env=_environment(folder, upstream, bootstrap_key),
+            env=_environment(folder, upstream, bootstrap_key) | dict(settings or {}),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

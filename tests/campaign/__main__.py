@@ -1,0 +1,5 @@
+"""`make campaign`, or `python -m campaign` with `tests` on the path."""
+
+from campaign.main import main
+
+raise SystemExit(main())
