@@ -25,7 +25,7 @@ from contracts.rpc import credit, metering, model_calls, reconcile
 from contracts.rpc.envelope import Problem
 from contracts.streams import DUTY_LEASES, DUTY_RUNS
 from janitor import schedule
-from janitor.app import janitor
+from janitor.app import janitor, table
 from janitor.duties import claims, closing, grants, parked, partitions, stale_calls
 from janitor.duties import reconcile as reconciliation
 from janitor.leases import DutyLease
@@ -62,6 +62,19 @@ class Worker:
             raise
         self.ended += 1
         return f"{self.ended} done"
+
+
+@pytest.mark.parity(82)
+def test_every_duty_runs_as_often_as_its_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in Settings.model_fields if name.endswith("_period_s")]
+    wanted = {name: 11.0 + place for place, name in enumerate(names)}
+    monkeypatch.setenv("HUB_NATS_URL", "nats://janitor@localhost")
+    for name, period_s in wanted.items():
+        monkeypatch.setenv(f"HUB_{name.upper()}", str(period_s))
+    nobody: Any = None  # whom duties would ask
+    duties = table(Settings(), nobody, nobody, nobody)  # type: ignore[call-arg] - from the environment
+    assert sorted(duty.period_s for duty in duties) == sorted(wanted.values())
+    assert len({duty.name for duty in duties}) == len(duties)
 
 
 @contextlib.asynccontextmanager

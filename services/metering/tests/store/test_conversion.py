@@ -134,6 +134,11 @@ async def test_balances_change_their_unit_by_added_rows_and_to_the_last_place(hu
     told_owners = "select count(*) from metering.grant_notice where at > (select started_at from metering.conversion)"
     assert await hub.books.fetchval(told_owners) == 0
     assert await until_admitted(hub, "did:a") == "reserved"
+    refund = c.RefundCall(refund_id=str(uuid4()), call_id=done.call_id)
+    with pytest.raises(HubError, match="unit of before") as old:
+        await hub.ask(c.REFUND_CALL, refund, c.CreditChanged)
+    assert old.value.code == ErrorCode.CONFLICT
+    assert await hub.books.fetchval("select count(*) from metering.credit_entry where kind = 'refunded'") == 0
 
 
 @pytest.mark.parity(69)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -336,7 +337,10 @@ async def test_grants_from_before_payment_kit_count_no_more(hub: Neighbours, kit
 
 @pytest.mark.parity(65)
 async def test_a_grant_is_made_there_once_however_often_it_is_asked_for(hub: Neighbours, kit: LocalKit) -> None:
-    grant = Grant(grant_id=new_call_id(), account=A, amount=Decimal("1.5"), category="welcome")
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=30)
+    grant = Grant(
+        grant_id=new_call_id(), account=A, amount=Decimal("1.5"), category="welcome", expires_at=ends, priority=7
+    )
     kit.fail("lose_reply", path="/api/credit-grants", times=1)
     with pytest.raises(HubError, match="same grant again") as refused:
         await hub.ask(questions.GRANT, grant, questions.Balance)
@@ -345,6 +349,13 @@ async def test_a_grant_is_made_there_once_however_often_it_is_asked_for(hub: Nei
         balance = await hub.ask(questions.GRANT, grant, questions.Balance)
         assert balance.available == Decimal("1.5")
     (made,) = kit.books.grants
+    assert (made["expires_at"], made["priority"]) == (int(ends.timestamp()), 7)
+    for past in ({"expires_at": datetime.now(UTC)}, {"effective_at": ends}):
+        wrong = grant.model_copy(update={"grant_id": new_call_id(), **past})
+        with pytest.raises(HubError) as over:
+            await hub.ask(questions.GRANT, wrong, questions.Balance)
+        assert (over.value.code, over.value.param) == (ErrorCode.INVALID_REQUEST, "expires_at")
+    assert len(kit.books.grants) == 1
     assert (made["amount"], made["category"], made["metadata"]["welcomeCredit"]) == ("15000000000", "promotional", True)
     with pytest.raises(HubError) as conflict:
         await hub.ask(questions.GRANT, grant.model_copy(update={"amount": Decimal(2)}), questions.Balance)

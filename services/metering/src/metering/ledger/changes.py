@@ -17,6 +17,7 @@ from contracts.money import LIMIT, rounded, to_text
 from contracts.rpc.credit import Adjust, CreditChanged, EntryView, GrantExpire, RefundCall, RefundGrant
 from contracts.rpc.metering import Balance, Grant
 from metering.accounts import check_name, check_text, standing
+from metering.ledger.units import check_unit
 from metering.times import iso_ms
 from runtime.postgres import Pool
 
@@ -107,6 +108,7 @@ async def refund_call(pool: Pool, request: RefundCall) -> CreditChanged:
     amount = None if request.amount is None else _above_zero(request.amount)
     arguments = (given, request.call_id, amount, request.expires_at, request.reason, request.made_by)
     async with pool.acquire() as connection, connection.transaction():
+        await check_unit(connection, request.call_id)
         too_much = "More than is left of the charge; a call gives back no more than it cost."
         await _change(connection, "refund_id", _REFUND, arguments, target="call_id", too_much=too_much)
         return await _changed(connection, given)

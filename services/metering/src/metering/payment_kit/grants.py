@@ -6,6 +6,7 @@ made again.
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -27,6 +28,7 @@ from runtime.postgres import Pool
 _log = structlog.get_logger("payment_kit")
 _AT_ONCE: Final = 8
 _PAGE: Final = 100
+_PRIORITY: Final = 50
 _PAGES_MAX: Final = 200
 _NAMES: Final = {
     "welcome": "New user bonus credit",
@@ -35,8 +37,9 @@ _NAMES: Final = {
     "promotional": "Bonus",
 }
 _NEW: Final = (
-    "insert into metering.credit_grant (id, account, amount, category, reason, granted_by)"
-    " values ($1, $2, $3, $4, $5, $6) on conflict do nothing"
+    "insert into metering.credit_grant"
+    " (id, account, amount, category, reason, granted_by, name, priority, effective_at, expires_at)"
+    " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing"
 )
 _SAME: Final = "select account = $2 and amount = $3 from metering.credit_grant where id = $1"
 
@@ -63,10 +66,21 @@ class Grants:
             grant_id = UUID(request.grant_id)
         except ValueError as error:
             raise HubError(ErrorCode.INVALID_REQUEST, "`grant_id` is a UUID.", param="grant_id") from error
-        if "\x00" in request.reason + request.granted_by:
+        if "\x00" in request.reason + request.granted_by + request.name:
             raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param="reason")
+        _check_times(request)
         await self.pool.execute(
-            _NEW, grant_id, request.account, amount, request.category, request.reason, request.granted_by
+            _NEW,
+            grant_id,
+            request.account,
+            amount,
+            request.category,
+            request.reason,
+            request.granted_by,
+            request.name,
+            request.priority,
+            request.effective_at,
+            request.expires_at,
         )
         if not await self.pool.fetchval(_SAME, grant_id, request.account, amount):
             raise HubError(ErrorCode.CONFLICT, "This grant id was used for another grant.", param="grant_id")
@@ -97,6 +111,7 @@ class Grants:
                         amount=request.amount,
                         category="welcome",
                         granted_by=request.granted_by,
+                        expires_at=request.expires_at,
                     )
                 )
 
@@ -111,15 +126,19 @@ class Grants:
         customer = await customer_id(self.kit, customer_did(request.account))
         if await self._is_made(grant_id, customer, meter.currency_id):
             return
-        wanted = {
+        wanted: dict[str, Any] = {
             "customer_id": customer,
             "currency_id": meter.currency_id,
             "amount": to_decimal_text(amount),
-            "name": request.reason or _NAMES[request.category],
-            "expires_at": 0,
+            "name": request.name or request.reason or _NAMES[request.category],
+            "expires_at": 0 if request.expires_at is None else int(request.expires_at.timestamp()),
             "category": "paid" if request.category == "top_up" else "promotional",
             "metadata": {"grantId": grant_id} | ({"welcomeCredit": True} if request.category == "welcome" else {}),
         }
+        if request.priority != _PRIORITY:
+            wanted["priority"] = request.priority
+        if request.effective_at is not None:
+            wanted["effective_at"] = int(request.effective_at.timestamp())
         await self.kit.ask("POST", "/api/credit-grants", body=wanted)
 
     async def _is_made(self, grant_id: str, customer: str, currency: str) -> bool:
@@ -141,3 +160,16 @@ class Grants:
             if len(listed) < _PAGE:
                 return False
         raise PaymentKitError("too_many_grants", detail="the list of grants has no end")
+
+
+def _check_times(request: Grant) -> None:
+    """Refuse what the built-in ledger refuses, too: an end that is over, or that lies before the beginning.
+
+    Raises:
+        HubError: `invalid_request`.
+    """
+    ends, begins = request.expires_at, request.effective_at
+    if ends is not None and ends <= datetime.now(UTC):
+        raise HubError(ErrorCode.INVALID_REQUEST, "This time is over; give one that is to come.", param="expires_at")
+    if ends is not None and begins is not None and ends <= begins:
+        raise HubError(ErrorCode.INVALID_REQUEST, "A grant ends after it begins.", param="expires_at")

@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from contracts.errors import ErrorCode, HubError
 from contracts.money import ZERO
 from contracts.rpc.reconcile import ReconcileRepair, ReconcileRepaired
+from metering.ledger.units import check_unit
 from metering.payment_kit import records
 from metering.pricing import PricingError
 from metering.reconcile.charges import priced
@@ -200,8 +201,9 @@ async def adjust_charge(connection: Connection, account: str, call_id: object, a
     """An account pays so much more for a call, or gets it back into the grants that had paid; it is locked.
 
     Raises:
-        HubError: `conflict`, when its grants do not cover it.
+        HubError: `conflict`, when its grants do not cover it, or the unit of credits was converted since.
     """
+    await check_unit(connection, call_id)
     await _adjust(connection, account, call_id, "charge", amount, note)
     mirrored = await connection.fetchval(_IS_MIRRORED, account)
     await _moved(connection, _CHARGE_MIRRORED if mirrored else _CHARGE, account, amount)
