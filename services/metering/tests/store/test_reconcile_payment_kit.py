@@ -16,9 +16,11 @@ from rig.waiting import until
 
 from contracts.ids import new_call_id
 from contracts.rpc import metering as questions
+from contracts.rpc import payments
 from contracts.rpc import reconcile as r
 from contracts.rpc.envelope import Empty
-from contracts.rpc.metering import Grant, PaymentPause, PaymentRetry
+from contracts.rpc.metering import Grant
+from contracts.rpc.payments import PaymentPause, PaymentRetry
 from metering.reconcile import runs, stream
 from metering.settings import Settings
 
@@ -150,7 +152,7 @@ async def test_another_value_is_named_parked_with_an_alert_and_never_overwritten
         (row,) = await hub.books.fetch("select * from metering.outbox")
         assert (row["value"], "0.3" in row["reason"]) == (COST, True)
         assert [each.check for each in (await compared(hub)).page] == ["outbox_parked"]
-        await hub.ask(questions.PAYMENT_RETRY, PaymentRetry(), questions.PaymentRetried)
+        await hub.ask(payments.PAYMENT_RETRY, PaymentRetry(), payments.PaymentRetried)
     await all_sent(hub, "parked")
     assert [event["payload"]["value"] for event in kit.books.events] == ["0.3"]
 
@@ -211,11 +213,11 @@ async def test_a_batch_that_was_lost_is_sent_again_with_its_calls(hub: Neighbour
     kit.books.lose(event["identifier"])
     (difference,) = (await compared(hub)).page
     assert (difference.check, difference.call_id) == ("payment_missing", None)
-    await hub.ask(questions.PAYMENT_PAUSE, PaymentPause(paused=True), questions.PaymentStatus)
+    await hub.ask(payments.PAYMENT_PAUSE, PaymentPause(paused=True), payments.PaymentStatus)
     await repaired(hub, difference)
-    told = await hub.ask(questions.PAYMENT_STATUS, questions.PaymentStatusGet(), questions.PaymentStatus)
+    told = await hub.ask(payments.PAYMENT_STATUS, payments.PaymentStatusGet(), payments.PaymentStatus)
     assert told.unreported == 3 * COST, "its calls count as not reported"
-    await hub.ask(questions.PAYMENT_PAUSE, PaymentPause(paused=False), questions.PaymentStatus)
+    await hub.ask(payments.PAYMENT_PAUSE, PaymentPause(paused=False), payments.PaymentStatus)
     await all_sent(hub)
     assert [each["identifier"] for each in kit.books.events] == [event["identifier"]]
     assert (await compared(hub)).differences == 0
