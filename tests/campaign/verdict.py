@@ -239,6 +239,8 @@ def _count(verdict: Verdict, stage: Stage, accounts: Sequence[Account]) -> None:
         "calls paid": sum(1 for call in calls if call["credits"]),
         "answers longer than the first hold": sum(1 for call in calls if (call["output_tokens"] or 0) > HELD_TOKENS),
         "answers cut short for want of credit": sum(1 for call in calls if call["outcome"] == "credit_exhausted"),
+        "credits above the hold, not charged": sum((call["overrun"] for call in calls), Decimal(0)),
+        "credits written off": sum((call["written_off"] for call in calls), Decimal(0)),
         "calls failed": sum(1 for call in calls if call["state"] == "failed"),
         "attempts at the provider": len(stage.scene.provider.journal),
     }
