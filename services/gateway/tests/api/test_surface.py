@@ -77,6 +77,30 @@ async def test_models_are_listed_in_openais_shape_on_both_mounts(surface: Any) -
         assert body["data"][1]["output_credits_per_token"] == "0.00001"
 
 
+@pytest.mark.parity(109)
+async def test_anybody_can_read_what_models_cost(surface: Any) -> None:
+    for prefix in ("/api/ai-providers", "/api/ai"):
+        for kind in ("", "?type=chat", "?type=chatCompletion"):
+            answer = await surface.http.get(f"{prefix}/models{kind}")
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+            demo, openai = answer.json()
+            assert demo["key"] == "demo/echo"
+            assert openai == {
+                "key": "openai/gpt-4o", "model": "gpt-4o", "type": "chat", "provider": "openai", "providerId": "openai",
+                "providerDisplayName": "openai", "input_credits_per_token": "0.0000025",
+                "output_credits_per_token": "0.00001", "modelMetadata": None, "status": None,
+            }  # fmt: skip
+        chat = (await surface.http.get(f"{prefix}/chat/models")).json()
+        assert [model["model"] for model in chat] == ["echo", "gpt-4o"]
+        assert chat[1]["providers"] == [{"id": "openai", "name": "openai", "displayName": "openai"}]
+        (rate,) = chat[1]["rates"]
+        assert (rate["type"], rate["inputRate"], rate["outputRate"]) == ("chatCompletion", "0.0000025", "0.00001")
+        for path in ("models", "chat/models"):
+            assert (await surface.http.get(f"{prefix}/{path}?type=embedding")).json() == []
+            wrong = await surface.http.get(f"{prefix}/{path}?type=sound")
+            assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_request")
+
+
 @pytest.mark.parametrize("name", ["openai/gpt-4o", "openai%2Fgpt-4o", "openai%2fgpt-4o", "gpt-4o"])
 async def test_one_model_is_found_with_its_slash_encoded_or_not(surface: Any, name: str) -> None:
     key = await surface.key()

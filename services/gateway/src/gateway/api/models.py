@@ -42,11 +42,11 @@ def _view(model: Model) -> ModelView:
         id=model.id,
         created=model.created,
         owned_by=model.provider,
-        input_credits_per_token=_plain(model.rates.input),
-        output_credits_per_token=_plain(model.rates.output),
+        input_credits_per_token=plain_rate(model.rates.input),
+        output_credits_per_token=plain_rate(model.rates.output),
     )
 
 
-def _plain(rate: str) -> str:
+def plain_rate(rate: str) -> str:
     """All places of a rate, without an exponent."""
     return format(Decimal(rate), "f")

@@ -18,7 +18,20 @@ from contracts.errors import ERRORS, ErrorCode, HubError
 from contracts.rpc import rate_changes as asked
 from contracts.rpc.identity import Role
 from gateway.admission import chat_body
-from gateway.api import bodies, calls, credit, errors, models, payment, rates, resume, status, user, user_credit
+from gateway.api import (
+    bodies,
+    calls,
+    credit,
+    errors,
+    models,
+    payment,
+    public_models,
+    rates,
+    resume,
+    status,
+    user,
+    user_credit,
+)
 from gateway.api.dialects import CHAT_PATHS
 from gateway.api.edge import REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
@@ -53,6 +66,11 @@ ROUTES: Final = (
     Route("/v1/models", models.listed, "guest", "openai"),
     Route("/api/v2/models/{model_id:path}", models.one, "guest", "openai", (_E.MODEL_NOT_FOUND, _E.MODEL_UNPRICED)),
     Route("/v1/models/{model_id:path}", models.one, "guest", "openai", (_E.MODEL_NOT_FOUND, _E.MODEL_UNPRICED)),
+    *(
+        Route(f"{prefix}{path}", handler, None, "admin", (_E.INVALID_REQUEST,))
+        for prefix in ("/api/ai-providers", "/api/ai")
+        for path, handler in (("/models", public_models.priced), ("/chat/models", public_models.grouped))
+    ),
     Route("/api/v2/calls/{call_id}", calls.one, "guest", "openai", (_E.NOT_FOUND,)),
     Route(RESUME_PATH, resume.stream, "guest", "openai", (_E.INVALID_REQUEST, _E.NOT_FOUND, _E.SETTLEMENT_TIMEOUT)),
     Route("/api/v2/status", status.available, "guest", "openai", (_E.INVALID_REQUEST,)),
@@ -114,7 +132,14 @@ _CHAT_REFUSALS: Final = (
     _E.SERVICE_UNAVAILABLE,
     _E.UPSTREAM_TIMEOUT,
 )
-_ADMIN_PREFIXES: Final = ("/api/user/", "/api/admin/", "/api/credit/", "/api/payment/")
+_ADMIN_PREFIXES: Final = (
+    "/api/ai-providers/",
+    "/api/ai/",
+    "/api/user/",
+    "/api/admin/",
+    "/api/credit/",
+    "/api/payment/",
+)
 _REQUEST_SCHEMA: Final = "ChatCompletionRequest"
 _ERROR_SCHEMA: Final = "Error"
 
