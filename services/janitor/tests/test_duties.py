@@ -258,7 +258,7 @@ class Books:
             credit.GRANTS_DUE: self._grants,
             reconcile.EXPIRE_CLAIMS: lambda: reconcile.ClaimsExpired(claims=3),
             reconcile.MAKE_PARTITIONS: lambda: reconcile.PartitionsMade(partitions=("ledger_2031_05",)),
-            reconcile.PARKED_COUNT: lambda: reconcile.ParkedCount(parked=2, reasons={"unreadable": 2}),
+            reconcile.PARKED_COUNT: lambda: reconcile.ParkedCount(parked=2, reasons={"unreadable": 2}, reports=1),
             reconcile.RECONCILE_START: lambda: reconcile.ReconcileStarted(run_id="r1", already=False),
             reconcile.RECONCILE_GET: self._report,
             reconcile.CLOSE_DAYS: self._close,
@@ -331,7 +331,7 @@ async def test_every_duty_asks_the_owner_and_operators_see_what_came_of_it(nats:
         grants.NAME: ("done", "700 begun, 4 ended"),
         claims.NAME: ("done", "3 dropped"),
         partitions.NAME: ("done", "1 made"),
-        parked.NAME: ("done", "2 parked"),
+        parked.NAME: ("done", "2 facts, 1 reports"),
         closing.NAME: ("done", "9 closed"),
         reconciliation.NAME: ("done", "0 differences"),
     }

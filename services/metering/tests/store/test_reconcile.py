@@ -336,8 +336,13 @@ async def test_facts_that_are_parked_count_as_looked_after(story: Story) -> None
     report = await compared(hub)
     assert [each.check for each in report.page] == ["parked", "parked"]
     assert all("hub reconcile --accept" in each.repair for each in report.page)
+    await hub.books.execute(
+        "insert into metering.outbox (id, kind, identifier, account, user_did, project, value, event_at, state, reason)"
+        " values ($1::text::uuid, 'meter', 'mc_' || $1, 'did:a', 'u', 'p', 1, 1, 'parked', 'refused')", new_call_id(),
+    )  # fmt: skip
     counted = await hub.ask(r.PARKED_COUNT, Empty(), r.ParkedCount)
-    assert (counted.parked, counted.reasons) == (2, {"unreadable": 1, "unknown_call": 1})
+    assert (counted.parked, counted.reports) == (2, 1)
+    assert counted.reasons == {"unreadable": 1, "unknown_call": 1}
     for each in report.page:
         await hub.ask(r.RECONCILE_ACCEPT, r.ReconcileAccept(difference_id=each.id, reason="seen"), Empty)
     assert (await hub.ask(r.PARKED_COUNT, Empty(), r.ParkedCount)).parked == 0

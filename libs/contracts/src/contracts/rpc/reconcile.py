@@ -224,8 +224,10 @@ class ClaimsExpired(Message):
 
 
 class ParkedCount(Message):
-    """Facts that could not be settled and that nobody has accepted."""
+    """Facts that could not be settled and that nobody has accepted, and reports that Payment Kit would not take."""
 
     parked: int
     oldest_at: str | None = None
     reasons: dict[str, int] = Field(default_factory=dict)
+    reports: int = 0
+    """Meter events; not part of `parked`."""

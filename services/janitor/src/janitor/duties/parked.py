@@ -1,4 +1,4 @@
-"""Say loudly that facts are parked: each is a call whose money nobody has booked."""
+"""Say loudly what is parked: facts, whose money nobody has booked, and reports that Payment Kit would not take."""
 
 from typing import Final
 
@@ -13,6 +13,7 @@ from runtime.bus import Bus
 NAME: Final = "parked"
 _log = structlog.get_logger("parked")
 _parked = Gauge("hub_parked_facts", "Facts that could not be settled and that nobody has accepted.")
+_reports = Gauge("hub_parked_reports", "Meter events that Payment Kit would not take.")
 
 
 async def watch_parked(bus: Bus) -> str:
@@ -25,4 +26,7 @@ async def watch_parked(bus: Bus) -> str:
     _parked.set(found.parked)
     if found.parked:
         _log.error("facts are parked: see `hub reconcile`", parked=found.parked, reasons=found.reasons)
-    return f"{found.parked} parked"
+    _reports.set(found.reports)
+    if found.reports:
+        _log.error("reports to Payment Kit are parked: see `hub payments status`", parked=found.reports)
+    return f"{found.parked} facts, {found.reports} reports"

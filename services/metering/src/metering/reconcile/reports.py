@@ -37,6 +37,7 @@ _REASONS: Final = f"""
 with left_over as ({PARKED})
 select split_part(reason, ':', 1) as reason, count(*) as parked, min(at) as oldest from left_over group by 1
 """  # noqa: S608 - our own words only
+_REPORTS: Final = "select count(*) from metering.outbox where state = 'parked'"
 
 
 async def get(pool: Pool, request: ReconcileGet) -> ReconcileReport:
@@ -100,6 +101,7 @@ async def parked_count(pool: Pool, _request: Empty) -> ParkedCount:
         parked=sum(row["parked"] for row in rows),
         oldest_at=None if oldest is None else iso_ms(oldest),
         reasons={row["reason"]: row["parked"] for row in rows},
+        reports=await pool.fetchval(_REPORTS),
     )
 
 
