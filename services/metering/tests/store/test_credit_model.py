@@ -24,7 +24,7 @@ from contracts.subjects import CallKind
 from contracts.usage import Candidate, Rates, Usage
 from metering import events, reserve
 from metering.ledger import statements, views
-from metering.reconcile import repairs
+from metering.reconcile import adjustments
 from metering.sql.store import QUERY_SETTINGS, TurnStore
 from runtime import postgres
 from runtime.postgres import Pool
@@ -244,7 +244,7 @@ class Books:
         await self.wait(0)
         try:
             async with self.pool.acquire() as connection, connection.transaction():
-                await connection.execute(repairs._ADJUST, self.account, call_id, "charge", amount, "", "", "")
+                await connection.execute(adjustments._ADJUST, self.account, call_id, "charge", amount, "", "", "")
                 await connection.execute("select metering.credit_charge($1, $2, $3)", self.account, amount, self.now)
         except asyncpg.CheckViolationError:
             assert amount > self.model.free

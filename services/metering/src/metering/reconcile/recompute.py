@@ -18,9 +18,9 @@ from contracts.rpc.reconcile import (
     RecomputedCall,
     RecomputePage,
 )
+from metering.reconcile.adjustments import Note, put_right
 from metering.reconcile.charges import priced
 from metering.reconcile.check import Connection, text
-from metering.reconcile.repairs import Note, put_right
 from metering.reconcile.session import BY_INDEX, connected
 
 _APART: Final = timedelta(days=1)

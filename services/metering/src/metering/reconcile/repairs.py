@@ -4,23 +4,19 @@ An account's totals are moved by an adjustment in the same transaction, as a gra
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 from nats.errors import Error as NatsError
 
 from contracts.errors import ErrorCode, HubError
 from contracts.money import ZERO
 from contracts.rpc.reconcile import ReconcileRepair, ReconcileRepaired
-from metering.ledger.units import check_unit
 from metering.payment_kit import records
-from metering.pricing import PricingError
-from metering.reconcile.charges import priced
+from metering.reconcile.adjustments import Note, adjust, moved, put_right
 from metering.reconcile.check import Connection, text
 from metering.reconcile.credit import AGAIN, REPORT
 from metering.reconcile.session import connected
@@ -31,20 +27,7 @@ _DIFFERENCE: Final = (
     " order by r.started_at desc limit 1"
 )
 _LOCK_ACCOUNT: Final = "select * from metering.account where id = $1 for no key update"
-_ADJUST: Final = (
-    "insert into metering.adjustment (account, call_id, target, amount, difference, reason, made_by, acct_seq, entries)"
-    " values ($1, $2, $3, $4, $5, $6, $7,"
-    " coalesce((select a.seq from metering.account a where a.id = $1), 0),"
-    " coalesce((select b.entries from metering.credit_book b where b.account = $1), 0))"
-)
-_IS_MIRRORED: Final = "select exists (select from metering.payment_account p where p.account = $1)"
-"""Whether Payment Kit keeps the account's grants."""
-_CHARGE: Final = "select metering.credit_charge($1, $2, now())"
-_CHARGE_MIRRORED: Final = "update metering.account set spent = spent + $2 where id = $1"
 _RETURN: Final = "select metering.credit_return($1, now())"
-_REFUNDED: Final = (
-    "select coalesce(sum(e.amount), 0) from metering.credit_entry e where e.call_id = $1 and e.kind = 'refunded'"
-)
 _HOLDS: Final = """
 select coalesce(sum(c.hold), 0) from metering.model_call c
 where c.account = $1 and c.state = 'processing' and (
@@ -55,16 +38,6 @@ _BOOKED: Final = """
 select coalesce((select sum(l.amount) from metering.ledger l where l.account = $1), 0)
     + coalesce((select sum(j.amount) from metering.adjustment j
         where j.account = $1 and j.target in ('charge', 'ledger')), 0)
-"""
-_SIDES: Final = """
-select c.*, c.credits + coalesce(j.call, 0) as charged, l.amount + coalesce(j.ledger, 0) as booked
-from metering.model_call c left join metering.ledger l on l.call_id = c.id
-    left join lateral (
-        select sum(a.amount) filter (where a.target in ('charge', 'call')) as call,
-            sum(a.amount) filter (where a.target in ('charge', 'ledger')) as ledger
-        from metering.adjustment a where a.call_id = c.id
-    ) j on true
-where c.id = $1
 """
 _UNBOOKED: Final = """
 select c.id, c.credits, c.settled_at from metering.model_call c
@@ -98,15 +71,6 @@ select l.account, l.amount + coalesce((select sum(a.amount) from metering.adjust
 from metering.ledger l left join metering.model_call c on c.id = l.call_id
 where l.call_id = $1 and (c.id is null or c.state = 'processing')
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Why an adjustment is made, and by whom."""
-
-    difference: str
-    reason: str
-    made_by: str
 
 
 Again = Callable[[str], Awaitable[bool]]
@@ -168,67 +132,16 @@ async def _repaired(connection: Connection, row: asyncpg.Record, note: Note) -> 
     return done
 
 
-async def put_right(connection: Connection, call_id: object, note: Note) -> str:
-    """Make call and ledger say what the call comes to; the caller has locked the account.
-
-    Where only one of them is wrong, or they differ from each other, nobody was charged by that row: only the row is put
-    right. Where both say the same, the account was charged so: the adjustment moves what it has spent.
-
-    Raises:
-        HubError: `conflict`.
-    """
-    sides = await connection.fetchrow(_SIDES, call_id)
-    if sides is None or sides["charged"] is None or sides["booked"] is None:
-        raise HubError(ErrorCode.CONFLICT, "The call is not settled, or not in the ledger; compare again.")
-    price, charged, booked = _price(sides), sides["charged"], sides["booked"]
-    account = sides["account"]
-    if charged == booked == price:
-        raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
-    if charged == booked:
-        if price < charged and price < await connection.fetchval(_REFUNDED, call_id):
-            raise HubError(ErrorCode.CONFLICT, "More than the rest was refunded; accept the difference with a reason.")
-        await adjust_charge(connection, account, call_id, price - charged, note)
-        return f"call {call_id}: charge adjusted by {text(price - charged)}, {account} has paid it"
-    done = []
-    for target, says in (("call", charged), ("ledger", booked)):
-        if says != price:
-            await _adjust(connection, account, call_id, target, price - says, note)
-            done.append(f"{target} adjusted by {text(price - says)}")
-    return f"call {call_id}: {', '.join(done)}"
-
-
-async def adjust_charge(connection: Connection, account: str, call_id: object, amount: Decimal, note: Note) -> None:
-    """An account pays so much more for a call, or gets it back into the grants that had paid; it is locked.
-
-    Raises:
-        HubError: `conflict`, when its grants do not cover it, or the unit of credits was converted since.
-    """
-    await check_unit(connection, call_id)
-    await _adjust(connection, account, call_id, "charge", amount, note)
-    mirrored = await connection.fetchval(_IS_MIRRORED, account)
-    await _moved(connection, _CHARGE_MIRRORED if mirrored else _CHARGE, account, amount)
-
-
 async def _move(connection: Connection, account: asyncpg.Record, total: str, to: Decimal, note: Note) -> str:
     by = to - account[total]
     if not by:
         raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
-    await _adjust(connection, account["id"], None, total, by, note)
+    await adjust(connection, account["id"], None, total, by, note)
     column = {"held": "held", "spent": "spent"}[total]
     statement = f"update metering.account set {column} = $2 where id = $1"  # noqa: S608 - one of two words
-    await _moved(connection, statement, account["id"], to)
+    await moved(connection, statement, account["id"], to)
     await connection.execute(_RETURN, account["id"])
     return f"{account['id']}: {total} moved by {text(by)} to {text(to)}"
-
-
-async def _moved(connection: Connection, statement: str, account: str, amount: Decimal) -> None:
-    try:
-        await connection.execute(statement, account, amount)
-    except (asyncpg.CheckViolationError, asyncpg.NumericValueOutOfRangeError) as error:
-        raise HubError(
-            ErrorCode.CONFLICT,
-            "The account's grants do not cover it, or it would fall below zero; grant credits first.",
-        ) from error
 
 
 async def _book(connection: Connection, account: asyncpg.Record, call_id: object) -> str:
@@ -282,22 +195,8 @@ async def _cancel_orphan(connection: Connection, call_id: object, note: Note) ->
     row = await connection.fetchrow(_ORPHAN, call_id)
     if row is None or row["counts"] == ZERO:
         raise HubError(ErrorCode.CONFLICT, "There is no difference any more; compare again.")
-    await _adjust(connection, row["account"], call_id, "ledger", -row["counts"], note)
+    await adjust(connection, row["account"], call_id, "ledger", -row["counts"], note)
     return f"call {call_id}: ledger adjusted by {text(-row['counts'])}"
-
-
-async def _adjust(
-    connection: Connection, account: str, call_id: object, target: str, amount: Decimal, note: Note
-) -> None:
-    values: tuple[Any, ...] = (account, call_id, target, amount, note.difference, note.reason, note.made_by)
-    await connection.execute(_ADJUST, *values)
-
-
-def _price(row: asyncpg.Record) -> Decimal:
-    try:
-        return priced(row).charge
-    except (PricingError, msgspec.DecodeError) as error:
-        raise HubError(ErrorCode.CONFLICT, "The call's rates cannot be read: nothing says what it costs.") from error
 
 
 def _check_words(*words: str) -> None:
