@@ -17,7 +17,7 @@ from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import metering, payments
-from contracts.rpc.payments import PaymentPause, PaymentRetried, PaymentRetry, PaymentStatus
+from contracts.rpc.payments import PaymentPause, PaymentRetried, PaymentRetry, PaymentStatus, PaymentStatusGet
 from faults.clients import Payer
 from faults.conftest import SetScene
 from faults.kit import Kit, all_sent, even, journal, reconciled
@@ -28,6 +28,8 @@ from runtime.component_call import AppKey, signed_headers
 CALLBACK: Final = "/api/payment/callback"
 SHORT_CLAIM: Final = {"HUB_PAYMENT_KIT_TIMEOUT_S": "0.4", "HUB_PAYMENT_KIT_SERVER_S": "0"}
 """A row that a killed process had taken is picked again after 1.6 s."""
+HOUR_S: Final = 3.6
+"""Of a scene whose longest wait between two tries is 0.3 s instead of 300."""
 REMEMBERS_S: Final = 2.0
 """How long a forgetful Payment Kit knows an identifier."""
 pytestmark = [pytest.mark.timeout(180)]
@@ -203,18 +205,51 @@ async def test_kill_after_kill_leaves_every_book_alike(scene: Scene, kit: Kit) -
 
 
 @pytest.mark.parity(46, 49, 51, 67)
-async def test_an_outage_of_payment_kit_stops_no_call_that_the_balance_covers(scene: Scene, kit: Kit) -> None:
-    payer = await scene.payer("10")
+async def test_an_outage_of_an_hour_stops_no_call_that_the_balance_covers_and_the_sums_are_equal_afterwards(
+    scene: Scene, kit: Kit
+) -> None:
+    payer = await scene.payer("100")
     link = await told_link(scene, payer)
     assert link == f"{kit.env['HUB_PAYMENT_KIT_URL']}/checkout/pay/plink_1"
+    poor = await scene.payer("0.5")
     await kit.kill()
-    for _ in range(5):
-        assert (await payer.chat()).final
+    ends = time.monotonic() + HOUR_S
+    calls = 0
+    while time.monotonic() < ends or calls < 10:
+        told = await asyncio.gather(payer.chat(), payer.chat(stream=True))
+        assert all(one.final for one in told)
+        calls += len(told)
+        if calls == 4:  # whoever reports forgets all but the rows
+            await scene.hub.kill("metering")
+            await scene.hub.start("metering")
     assert await told_link(scene, payer) == link
-    stranger = await refused_payer(scene)
-    assert stranger == ErrorCode.SERVICE_UNAVAILABLE
+    assert await refused_payer(scene) == ErrorCode.SERVICE_UNAVAILABLE
+    spent = await until_refused(poor)
+    waiting = "select count(*) as rows, sum(value) as value from metering.outbox where state = 'pending'"
+    (row,) = await scene.hub.fetch(waiting)
+    assert row["rows"] == calls + spent
+
+    async def left_alone() -> PaymentStatus | None:
+        status = await rpc.ask(
+            scene.operator, metering.SERVICE, payments.PAYMENT_STATUS, PaymentStatusGet(), PaymentStatus
+        )
+        return None if status.circuit_closed else status
+
+    status = await until(left_alone, what="Payment Kit is left alone")
+    assert status is not None
+    assert (status.pending, status.parked, status.unreported) == (row["rows"], 0, row["value"])
     await kit.start()
-    assert await even(scene, kit, payer) > 0
+    assert await even(scene, kit, payer) + await even(scene, kit, poor) == row["value"]
+
+
+async def until_refused(payer: Payer) -> int:
+    """Calls that the mirrored balance let through, before it was used up."""
+    for number in range(100):
+        told = await payer.chat()
+        if not told.final:
+            assert (told.status, told.error) == (402, "not_enough_credit")
+            return number
+    raise AssertionError("a hundred calls of an account that has half a credit")
 
 
 async def told_link(scene: Scene, payer: Payer) -> str | None:

@@ -323,6 +323,34 @@ async def test_balances_that_are_no_amounts_change_nothing(hub: Neighbours, kit:
     assert account["granted"] == 10
 
 
+@pytest.mark.parametrize("path", ["/api/credit-grants/summary", "/api/meter-events/pending-amount"])
+async def test_pages_redirects_and_refusals_instead_of_a_balance_change_nothing(
+    hub: Neighbours, kit: LocalKit, path: str
+) -> None:
+    kit.give(A, "10")
+    await charged(hub)
+    await until_even(hub, kit)
+    kit.give(A, "5")
+    for fault, said in (({"action": "html"}, "no_json"), ({"action": "redirect"}, "redirect"),
+                        ({"action": "error", "status": 400}, "refused")):  # fmt: skip
+        kit.fail(method="GET", path=path, **fault)
+        await hub.books.execute("update metering.payment_account set refresh_at = now(), problem = ''")
+
+        async def noticed(said: str = said) -> bool:
+            return said in await hub.books.fetchval("select problem from metering.payment_account")
+
+        await until(noticed, what=f"a balance was not believed: {said}")
+        assert (await hub.account(A))["granted"] == 10
+    assert await hub.reserve_batch(call(A, hold="9")) == ["reserved"], "the balance that was read last still counts"
+    kit.heal()
+    await hub.books.execute("update metering.payment_account set refresh_at = now()")
+
+    async def seen() -> bool:
+        return bool((await hub.account(A))["granted"] == 15)
+
+    await until(seen, what="the new balance is read")
+
+
 async def test_grants_from_before_payment_kit_count_no_more(hub: Neighbours, kit: LocalKit) -> None:
     await hub.stop_metering()
     await hub.open_account(A, "1000")
@@ -418,6 +446,31 @@ async def test_a_grant_of_payment_kit_is_told_once_as_it_is_there(hub: Neighbour
     with pytest.raises(HubError) as again:
         await hub.ask(payments.PAYMENT_CALLBACK, webhook(kit, event), payments.PaymentCallbackReply)
     assert again.value.code == ErrorCode.SERVICE_UNAVAILABLE
+
+
+async def test_webhooks_in_another_order_leave_the_balance_that_payment_kit_has(hub: Neighbours, kit: LocalKit) -> None:
+    kit.give(A, "1")
+    await hub.restart_metering(payment_kit_refresh_s=3600.0)
+    await charged(hub)
+    await until_even(hub, kit)
+    first, second = kit.give(A, "5"), kit.give(A, "7")
+    first |= {"status": "expired", "remaining_amount": "20000000000"}
+    events = []
+    for kind, grant in (("granted", first), ("expired", first), ("granted", second), ("depleted", second)):
+        event = granted(first["customer_id"]) | {"type": f"customer.credit_grant.{kind}"}
+        event["data"]["object"] |= {"id": grant["id"], "remaining_amount": "990000000000"}
+        events.append(webhook(kit, event))
+    for one in (events[3], events[1], events[2], events[0], *events):
+        reply = await hub.ask(payments.PAYMENT_CALLBACK, one, payments.PaymentCallbackReply)
+        assert reply.verdict == "good"
+
+    async def seen() -> bool:
+        return bool((await hub.account(A))["granted"] == 8)
+
+    await until(seen, within_s=10, what="what Payment Kit has, whatever the events said")
+    await until_even(hub, kit)
+    told = await hub.books.fetch("select grant_id, level from metering.grant_notice order by grant_id")
+    assert [tuple(row) for row in told] == [(first["id"], "expired"), (second["id"], "granted")], "each told once"
 
 
 async def test_a_webhook_that_nobody_signed_so_is_refused(hub: Neighbours, kit: LocalKit) -> None:
