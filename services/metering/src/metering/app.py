@@ -170,6 +170,8 @@ async def _open_to_reserves(turns: Turns, pool: Pool) -> AsyncIterator[None]:
     """Reserves are taken unless the unit of credits is being converted; entered once that is known."""
 
     def close(closed: bool) -> None:  # noqa: FBT001 - what is told
+        if closed != turns.closed:
+            _log.warning("reserves are refused: credits change their unit" if closed else "reserves are taken again")
         turns.closed = closed
 
     close(await conversion.is_open(pool) is not False)
