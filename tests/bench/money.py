@@ -89,7 +89,7 @@ class LoadProcess:
 
 
 def main() -> int:
-    """Run from the command line; 1 when it could not be run, 2 when the books are wrong."""
+    """Run from the command line; 1 when it could not be run, 2 when a call was refused or the books are wrong."""
     options = _parse()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
