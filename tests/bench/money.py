@@ -21,7 +21,7 @@ from bench.measure import Snapshot, cpu_between, elsewhere_between, snapshot
 from bench.money_load import QUEUED, RESERVED, WINDOW_CLOSES, WINDOW_OPENS, account_names
 from bench.money_report import MoneyMeasured, print_money
 from bench.money_results import MoneyResult
-from bench.money_scenarios import SCENARIOS, MoneyScenario, arguments
+from bench.money_scenarios import SCENARIOS, MoneyScenario, arguments, in_order
 from bench.money_system import MoneySystem, high_water_mb, running
 from bench.processes import BenchError
 from contracts.permissions import JANITOR, METERING
@@ -112,10 +112,10 @@ async def _measure_all(options: argparse.Namespace) -> list[MoneyMeasured]:
             options.keep.mkdir(parents=True)
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-money-")))
         async with running(folder) as system:
-            for scenario in wanted:
+            for number, scenario in enumerate(in_order(wanted)):
                 sys.stderr.write(f"bench-money: {scenario.name} …\n")
-                await system.open_accounts(account_names(scenario.name, scenario.accounts))
-                told = arguments(scenario, rate, options.seconds, options.backlog)
+                await system.open_accounts(account_names(f"run{number}-", scenario.accounts))
+                told = arguments(scenario, f"run{number}-", rate, options.seconds, options.backlog)
                 if scenario.backlog:
                     one = await _backlog(system, scenario, told, options.backlog)
                 else:

@@ -1,5 +1,6 @@
 """What `make bench-money` runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,17 +35,27 @@ HOT: Final = MoneyScenario(name="half-hot", accounts=1000, half_load=True, hot_s
 ONE: Final = MoneyScenario(name="one-account", accounts=1, clients=512)
 BACKLOG: Final = MoneyScenario(name="backlog", accounts=1000, backlog=True)
 SCENARIOS: Final = (SETTLE, HALF, HOT, ONE, BACKLOG)
+ROUNDS: Final = 3
+"""Of the open loops, by turns: what else the machine does meanwhile hits all of them."""
 
 
-def arguments(scenario: MoneyScenario, rate: float, seconds: float, backlog: int) -> list[str]:
+def in_order(wanted: Sequence[MoneyScenario]) -> list[MoneyScenario]:
+    """All runs: first what gives the open loops their rate, then those by turns, then the others."""
+    open_loops = [one for one in wanted if one.half_load]
+    first = [one for one in wanted if one.sets_rate]
+    return [*first, *ROUNDS * open_loops, *(one for one in wanted if one not in {*first, *open_loops})]
+
+
+def arguments(scenario: MoneyScenario, prefix: str, rate: float, seconds: float, backlog: int) -> list[str]:
     """The load generator's command line.
 
     Args:
+        prefix: of its accounts, not used by any run before.
         rate: calls a second of an open loop; 0 = not known.
         seconds: measured window.
         backlog: completions that queue.
     """
-    found = ["--accounts", f"{scenario.name}:{scenario.accounts}"]
+    found = ["--accounts", f"{prefix}:{scenario.accounts}"]
     if scenario.backlog:
         return [*found, "--calls", str(backlog)]
     found += ["--seconds", str(seconds), "--warmup", str(WARMUP_S)]

@@ -17,7 +17,7 @@ from bench.money_load import BATCH_MAX, Load, Neighbours, account_names
 from bench.money_messages import Messages, cost, input_tokens
 from bench.money_report import BARS, MoneyMeasured, print_money, verdict
 from bench.money_results import Group, MoneyResult, Notes, Spent
-from bench.money_scenarios import BACKLOG, HALF, HOT, SETTLE, arguments
+from bench.money_scenarios import BACKLOG, HALF, HOT, SCENARIOS, SETTLE, arguments, in_order
 from bench.money_system import mistakes
 from contracts.events import CallCompleted
 from contracts.ids import new_call_id
@@ -50,7 +50,10 @@ def measured(scenario: str = SETTLE.name, p99: float = 5, **changes: Any) -> Mon
 
 
 def judged(name: str, *found: MoneyMeasured) -> tuple[float | None, bool | None]:
-    return verdict(next(bar for bar in BARS if bar.name.startswith(name)), {one.scenario: one for one in found})
+    by_scenario: dict[str, list[MoneyMeasured]] = {}
+    for one in found:
+        by_scenario.setdefault(one.scenario, []).append(one)
+    return verdict(next(bar for bar in BARS if bar.name.startswith(name)), by_scenario)
 
 
 # ---- messages: metering must take them for a gateway's and a router's ----------------------------------------------
@@ -243,6 +246,18 @@ def test_the_others_beside_a_hot_account_are_compared_with_the_run_without_one()
     assert judged("others", measured(HALF.name)) == (None, None)
 
 
+def test_of_several_rounds_the_median_counts_and_each_pair_is_compared_with_itself() -> None:
+    rounds = [measured(HALF.name, p99=4), measured(HOT.name, p99=4), measured(HALF.name, p99=4)]
+    rounds += [measured(HOT.name, p99=40), measured(HALF.name, p99=40), measured(HOT.name, p99=44)]
+    assert judged("others", *rounds) == (pytest.approx(1.1), True)
+    assert judged("reserve at", *rounds) == (4, True)
+
+
+def test_open_loops_run_by_turns_after_the_run_that_gives_their_rate() -> None:
+    names = [one.name for one in in_order(SCENARIOS)]
+    assert names == ["settle", *3 * ["half", "half-hot"], "one-account", "backlog"]
+
+
 def test_the_limit_of_one_account_is_published_without_a_bar() -> None:
     assert judged("limit", measured("one-account")) == (5000, None)
 
@@ -252,9 +267,9 @@ def test_cpu_a_call_is_of_the_calls_settled_in_the_window() -> None:
 
 
 def test_open_loops_run_at_the_rate_given_and_a_backlog_has_no_window() -> None:
-    assert arguments(HOT, 1234.4, 8, 0)[-4:] == ["--rate", "1234", "--hot-share", "0.5"]
-    assert arguments(HALF, 0, 8, 0)[-3] == "2000"
-    assert arguments(BACKLOG, 0, 8, 77) == ["--accounts", "backlog:1000", "--calls", "77"]
+    assert arguments(HOT, "x", 1234.4, 8, 0)[-4:] == ["--rate", "1234", "--hot-share", "0.5"]
+    assert arguments(HALF, "x", 0, 8, 0)[-3] == "2000"
+    assert arguments(BACKLOG, "x", 0, 8, 77) == ["--accounts", "x:1000", "--calls", "77"]
 
 
 def test_the_report_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
