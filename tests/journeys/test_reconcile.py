@@ -119,7 +119,9 @@ async def test_a_bill_is_compared_with_what_the_provider_served(hub: EmbeddedHub
 
 
 async def test_status_shows_each_duty_with_its_last_and_next_run(hub: EmbeddedHub) -> None:
-    duties = {"stale-calls", "expired-claims", "partitions", "reconciliation", "closing", "parked", "rate-check"}
+    duties = {
+        "stale-calls", "grants", "expired-claims", "partitions", "reconciliation", "closing", "parked", "rate-check",
+    }  # fmt: skip
 
     async def shown() -> list[dict[str, str]] | None:
         _, out, _ = await run(hub, "status", "--json")
