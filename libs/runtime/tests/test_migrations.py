@@ -128,3 +128,10 @@ def test_file_named_otherwise_is_refused(package: str, tmp_path: Path) -> None:
     (tmp_path / package / "sql" / "migrations" / "1_fix.sql").write_text("select 1")
     with pytest.raises(MigrationError, match=r"1_fix\.sql"):
         migrations.found(package, "books")
+
+
+def test_number_that_is_taken_is_refused(package: str, tmp_path: Path) -> None:
+    for name in ("0001_before_a.sql", "0001_before_b.sql"):
+        (tmp_path / package / "sql" / "migrations" / name).write_text("select 1")
+    with pytest.raises(MigrationError, match=r"0001_before_b\.sql: number 0001"):
+        migrations.found(package, "books")

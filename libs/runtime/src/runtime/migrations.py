@@ -42,7 +42,7 @@ def found(package: str, schema: str) -> list[Migration]:
     """The migrations of a package, in order of their numbers.
 
     Raises:
-        MigrationError: a file's name has another form.
+        MigrationError: a file's name has another form, or its number twice.
     """
     folder = resources.files(package) / "sql" / "migrations"
     result = []
@@ -52,6 +52,8 @@ def found(package: str, schema: str) -> list[Migration]:
         match = _NAME.fullmatch(entry.name)
         if match is None:
             raise MigrationError(f"{entry.name}: a migration is named NNNN_before_what.sql or NNNN_after_what.sql")
+        if result and result[-1].name[:4] == match[1]:
+            raise MigrationError(f"{entry.name}: number {match[1]} is {result[-1].name} already")
         phase: Phase = "before" if match[2] == "before" else "after"
         result.append(Migration(schema, entry.name, phase, entry.read_text("utf-8")))
     return result
