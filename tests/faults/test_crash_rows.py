@@ -278,7 +278,7 @@ async def test_row_10_router_dies_after_the_outcome_is_out_before_the_final_fram
     told = await payer.chat()
     await scene.died("provider-router")
     assert is_a_failure(told)
-    assert told.error == "router_lost"
+    assert told.error in {"router_lost", "upstream_broken"}  # no router, or no end of a paid answer: what shows first
     account = await scene.at_rest(payer)
     assert [(call["state"], call["credits"]) for call in account.calls] == [("success", PRICE)]
     view = (await payer.get(f"/api/v2/calls/{account.calls[0]['id']}")).json()

@@ -45,7 +45,7 @@ def found(package: str, schema: str) -> list[Migration]:
         MigrationError: a file's name has another form, or its number twice.
     """
     folder = resources.files(package) / "sql" / "migrations"
-    result = []
+    result: list[Migration] = []
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if not entry.name.endswith(".sql"):
             continue
