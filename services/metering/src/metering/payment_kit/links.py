@@ -5,6 +5,8 @@ crash or a lost answer leave one of each. What was found is kept in the books: i
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -109,21 +111,31 @@ class Links:
 
     async def _made(self, meter: Meter, price_key: str, link_key: str) -> tuple[str, str]:
         """Price and link, made as far as they are missing, by this process alone."""
+        async with self._alone():
+            price_id = await self._found(f"/api/prices/{part(price_key)}")
+            if price_id is None:
+                await self.kit.ask("POST", "/api/products", body=await self._product(meter, price_key))
+                price_id = _needed(await self._found(f"/api/prices/{part(price_key)}"), "price")
+                _log.info("credit product made", lookup_key=price_key)
+            link_id = await self._found(f"/api/payment-links/{part(link_key)}")
+            if link_id is None:
+                await self.kit.ask("POST", "/api/payment-links", body=link_body(price_id, link_key))
+                link_id = _needed(await self._found(f"/api/payment-links/{part(link_key)}"), "payment link")
+                _log.info("payment link made", lookup_key=link_key)
+            return price_id, link_id
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """No other process makes anything meanwhile.
+
+        Raises:
+            _BusyError: one does.
+        """
         async with self.pool.acquire() as connection:
             if not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
                 raise _BusyError
             try:
-                price_id = await self._found(f"/api/prices/{part(price_key)}")
-                if price_id is None:
-                    await self.kit.ask("POST", "/api/products", body=await self._product(meter, price_key))
-                    price_id = _needed(await self._found(f"/api/prices/{part(price_key)}"), "price")
-                    _log.info("credit product made", lookup_key=price_key)
-                link_id = await self._found(f"/api/payment-links/{part(link_key)}")
-                if link_id is None:
-                    await self.kit.ask("POST", "/api/payment-links", body=link_body(price_id, link_key))
-                    link_id = _needed(await self._found(f"/api/payment-links/{part(link_key)}"), "payment link")
-                    _log.info("payment link made", lookup_key=link_key)
-                return price_id, link_id
+                yield
             finally:
                 await connection.execute("select pg_advisory_unlock($1)", _LOCK)
 
@@ -153,18 +165,24 @@ class Links:
     async def _set_recharge(self, meter: Meter, price_id: str, link_id: str) -> None:
         """What auto top-up buys, unless somebody has chosen that already."""
         path = f"/api/payment-currencies/{part(meter.currency_id)}/recharge-config"
+        if await self._has_recharge(path):
+            return
+        async with self._alone():
+            if await self._has_recharge(path):
+                return
+            wanted = {"base_price_id": price_id, "payment_link_id": link_id, "checkout_url": ""}
+            await self.kit.ask("PUT", path, body=wanted)
+            _log.info("recharge settings made", price=price_id, credit_price=to_text(self.settings.credit_price))
+
+    async def _has_recharge(self, path: str) -> bool:
         try:
             known = await self.kit.ask("GET", path)
         except PaymentKitError as error:
             if error.status != _NOT_FOUND:
                 raise
-            known = None
+            return False
         nested = known.get("recharge_config", known) if isinstance(known, dict) else None
-        if isinstance(nested, dict) and nested.get("base_price_id"):
-            return
-        wanted = {"base_price_id": price_id, "payment_link_id": link_id, "checkout_url": ""}
-        await self.kit.ask("PUT", path, body=wanted)
-        _log.info("recharge settings made", price=price_id, credit_price=to_text(self.settings.credit_price))
+        return isinstance(nested, dict) and bool(nested.get("base_price_id"))
 
     def _page(self, link_id: str) -> str:
         return f"{self.settings.payment_kit_url}/checkout/pay/{link_id}"
