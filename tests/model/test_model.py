@@ -28,7 +28,11 @@ SEEN: Final = {
     "one call whose hold is raised": ("hold raised", "no credit, or the call has ended"),
     "one call that another router takes over": ("another router takes the call over", "commit: new owner's outcome"),
     "one call, nobody dies but metering": ("final frame", "! the bus loses everything"),
-    "usage events, the bus is wiped twice": ("metering finds another stream", "! event 1 stored, PubAck lost"),
+    "usage events, the bus is wiped twice": (
+        "metering finds another stream",
+        "! event 1 stored, PubAck lost",
+        "what is behind a gap is in the books",
+    ),
     "outbox, the window passes": ("row picked, looked up, found", "! POST applied, answer lost", "! the window passes"),
 }
 """Steps without which a variant would show nothing."""

@@ -32,6 +32,8 @@ class Usage(NamedTuple):
     seq: int = 0
     """Settled so far."""
     sent: int = 0
+    ahead: int = 0
+    """Stored behind a gap, as the books know it."""
     books_mark: int = 0
     stream_mark: int = 0
     stored: int = 0
@@ -54,6 +56,8 @@ class Rules:
     """Another stream changes nothing in the books."""
     marks_not_compared: bool = False
     """Acknowledgements count whatever stream they are of."""
+    ahead_kept: bool = False
+    """Another stream sets "sent up to" back, but not what was stored ahead of it."""
     acks_kept: bool = False
     """A process keeps its acknowledgements when it finds another stream."""
 
@@ -78,11 +82,12 @@ def _steps(rules: Rules, s: Usage) -> Iterator[tuple[str, Usage]]:
         yield from _settling(s, place, process)
         yield from _publishing(rules, s, place, process)
         if process.acked and process.mark != UNKNOWN:
-            yield "sent up to moves", _flushed(rules, s, place, process)
+            after = _flushed(rules, s, place, process)
+            yield "what is behind a gap is in the books" if after.ahead else "sent up to moves", after
         if process.mark != s.stream_mark:
             yield "metering finds another stream", _found(rules, s, place, process)
-        if s.sent < s.seq and not process.under_way:
-            missing = _upto(s.seq) & ~_upto(s.sent)
+        if _upto(s.seq) & ~_upto(s.sent) & ~s.ahead and not process.under_way:
+            missing = _upto(s.seq) & ~_upto(s.sent) & ~s.ahead
             yield "metering reads the books and publishes again", _with(s, place, process._replace(under_way=missing))
         if s.crashes < rules.crashes_max and process != Process(mark=UNKNOWN):
             yield "! metering dies", _with(s, place, Process(mark=UNKNOWN))._replace(crashes=s.crashes + 1)
@@ -111,17 +116,16 @@ def _publishing(rules: Rules, s: Usage, place: int, process: Process) -> Iterato
 
 
 def _flushed(rules: Rules, s: Usage, place: int, process: Process) -> Usage:
-    """`metering.forward_usage_sent`: over the first contiguous run only, never over a gap, only for this stream."""
+    """`metering.forward_usage_sent`: never over a gap, what is behind one stays in the books; only for this stream."""
     if process.mark != s.books_mark and not rules.marks_not_compared:
         return _with(s, place, process._replace(acked=0))
-    first = next(sequence for sequence in range(1, LAST + 1) if process.acked & bit(sequence))
-    last = first
-    while process.acked & bit(last + 1):
-        last += 1
+    stored = _upto(s.sent) | s.ahead | process.acked
+    sent = s.sent
+    while stored & bit(sent + 1):
+        sent += 1
     if rules.over_gaps:
-        first, last = 1, process.acked.bit_length()
-    sent = last if s.sent >= first - 1 and s.sent < last else s.sent
-    return _with(s, place, process._replace(acked=process.acked & ~_upto(sent)))._replace(sent=sent)
+        sent = stored.bit_length()
+    return _with(s, place, process._replace(acked=0))._replace(sent=sent, ahead=stored & ~_upto(sent))
 
 
 def _found(rules: Rules, s: Usage, place: int, process: Process) -> Usage:
@@ -129,7 +133,9 @@ def _found(rules: Rules, s: Usage, place: int, process: Process) -> Usage:
     after = _with(s, place, Process(acked=kept, mark=s.stream_mark))
     if s.books_mark == s.stream_mark:
         return after
-    return after._replace(books_mark=s.stream_mark, sent=s.sent if rules.no_refill else 0)
+    if rules.no_refill:
+        return after._replace(books_mark=s.stream_mark)
+    return after._replace(books_mark=s.stream_mark, sent=0, ahead=s.ahead if rules.ahead_kept else 0)
 
 
 def _with(s: Usage, place: int, process: Process) -> Usage:

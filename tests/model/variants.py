@@ -62,6 +62,7 @@ WEAKENED: Final = (
     _usage("a wiped stream is not refilled", "I9", no_refill=True),
     _usage("acks of a lost stream count", "I9", marks_not_compared=True),
     _usage("acks outlive their stream", "I9", acks_kept=True),
+    _usage("what was stored ahead outlives its stream", "I9", ahead_kept=True),
     _outbox("an identifier for each POST", "I4", fresh_identifier=True),
     _outbox("sent before the POST", "I4", sent_first=True),
     _outbox("who settles posts", "I4", inline=True),

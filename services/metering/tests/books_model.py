@@ -18,6 +18,8 @@ class Account:
     spent: Decimal = NOTHING
     seq: int = 0
     sent: int = 0
+    acknowledged: set[int] = field(default_factory=set, compare=False)
+    """Sequences whose events the bus has."""
 
     @property
     def free(self) -> Decimal:
@@ -97,10 +99,11 @@ class Books:
         return "granted"
 
     def forwarded(self, account: str, first: int, last: int) -> None:
-        """Over acknowledged events only, never over a gap, never back."""
+        """Over acknowledged events only, never over a gap, never back; what is behind a gap is remembered."""
         payer = self.accounts[account]
-        if first - 1 <= payer.sent < last:
-            payer.sent = last
+        payer.acknowledged |= set(range(first, last + 1))
+        while payer.sent + 1 in payer.acknowledged:
+            payer.sent += 1
 
     def open_calls(self) -> list[str]:
         return [call_id for call_id, call in self.calls.items() if call.state == "processing"]

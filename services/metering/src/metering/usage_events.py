@@ -1,12 +1,14 @@
 """Settled calls → CloudEvents on USAGE: at once from memory, and again from the books if that was lost.
 
-Per account the ledger's sequence is contiguous and becomes visible in order, so "sent up to" per account is all that
-has to be remembered. It moves over acknowledged events only and never over a gap; what several processes have
-acknowledged meets in the database. Events behind it are read from the books and published again, under the same id.
+Per account the ledger's sequence is contiguous and becomes visible in order, so "sent up to" per account is nearly all
+that has to be remembered. It moves over acknowledged events only and never over a gap; what several processes have
+acknowledged meets in the database, where it waits for the gaps before it to be closed. Events that are still missing
+after a while are read from the books and published again, under the same id.
 An acknowledgement counts for the stream that gave it: when the bus has lost its store, "sent up to" goes back.
 """
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,21 +35,24 @@ _CATCH_UP_S: Final = 30.0
 _CATCH_UP_SOON_S: Final = 6.0
 """The books show an event as missing five seconds after it was settled."""
 _ACK_WAIT_S: Final = 10.0
+_SLOW_S: Final = 1.0
+"""A PubAck that takes longer: what the books show as missing may be under way."""
 _ACKED_MAX: Final = 200_000
-"""Acknowledged events that wait for a gap before them; beyond it they are forgotten and read from the books again."""
+"""Acknowledged events that wait for the database; beyond it they are forgotten and read from the books again."""
 _PAGE: Final = 1000
 _FORWARD: Final = "select account, seq from metering.usage_stored($1, $2, $3, $4)"
 _BEHIND: Final = """
 select l.account, l.acct_seq, l.amount, c.*
 from (
-    select a.id, coalesce(s.seq, 0) as sent
+    select a.id, int8multirange(int8range(coalesce(s.seq, 0) + 1, a.seq, '[]')) - coalesce(s.ahead, '{}') as missing
     from metering.account a left join metering.usage_sent s on s.account = a.id
     where a.seq > coalesce(s.seq, 0) and not a.id = any ($2)
     limit $1
 ) b
+cross join lateral unnest(b.missing) gap
 cross join lateral (
     select * from metering.ledger l
-    where l.account = b.id and l.acct_seq > b.sent and l.at < now() - interval '5 s'
+    where l.account = b.id and l.acct_seq >= lower(gap) and l.acct_seq < upper(gap) and l.at < now() - interval '5 s'
     order by l.acct_seq limit $1
 ) l
 join metering.model_call c on c.id = l.call_id
@@ -135,20 +140,28 @@ class UsageEvents:
         metrics.USAGE_STORED.inc(self._stored)
         self._stored = 0
         self._forget_unanswered()
-        runs = [(account, *_first_run(sequences)) for account, sequences in self._acked.items()]
-        if not runs or not self._stream:
+        if not self._acked or not self._stream:
             return
         failpoints.hit("metering.before_usage_sent")
-        rows = await self.pool.fetch(
-            _FORWARD, self._stream, [run[0] for run in runs], [run[1] for run in runs], [run[2] for run in runs]
-        )
+        stream, acked = self._stream, self._acked
+        self._acked = {}
+        runs = [(account, *run) for account, sequences in acked.items() for run in _runs(sequences)]
+        try:
+            rows = await self.pool.fetch(
+                _FORWARD, stream, [run[0] for run in runs], [run[1] for run in runs], [run[2] for run in runs]
+            )
+        except BaseException:
+            if self._stream == stream:
+                self._keep(acked)
+            raise
         if not rows:
             self._forget_stream()  # another process has found another stream
             self.catch_up_soon()
-        for account, sent in rows:
-            left = [sequence for sequence in self._acked.pop(account, ()) if sequence > sent]
-            if left:
-                self._acked[account] = left
+
+    def _keep(self, acked: dict[str, list[int]]) -> None:
+        """For the next flush."""
+        for account, sequences in acked.items():
+            self._acked.setdefault(account, []).extend(sequences)
         if sum(map(len, self._acked.values())) > _ACKED_MAX:
             self._acked.clear()
 
@@ -160,7 +173,8 @@ class UsageEvents:
         """
         total = 0
         while self.bus.is_connected:
-            busy = list({account for account, _, _ in self._under_way.values()})
+            since = asyncio.get_running_loop().time() - _SLOW_S
+            busy = list({account for account, _, at in self._under_way.values() if at < since})
             rows = await self.pool.fetch(_BEHIND, _PAGE, busy)
             for row in rows:
                 self._publish(from_books(row))
@@ -267,12 +281,13 @@ class UsageEvents:
             self._settled.set()
 
 
-def _first_run(sequences: list[int]) -> tuple[int, int]:
-    """First and last of the first contiguous run; sorts in place."""
+def _runs(sequences: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each contiguous run; sorts in place."""
     sequences.sort()
     first = last = sequences[0]
     for sequence in sequences:
         if sequence > last + 1:
-            break
+            yield first, last
+            first = sequence
         last = sequence
-    return first, last
+    yield first, last

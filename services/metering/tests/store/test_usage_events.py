@@ -1,5 +1,7 @@
 """Every settled call has its event, in a sequence without gaps."""
 
+import dataclasses
+
 import msgspec
 import pytest
 from neighbours import CANDIDATE, Neighbours, call
@@ -9,6 +11,7 @@ from contracts.cloudevent import UsageEvent
 from contracts.rpc import model_calls
 from contracts.usage import Piece, PieceRate, Rates, Tier, Usage
 from metering import pricing, recorded, usage_events
+from metering.sql.store import TurnResult
 from metering.stored import rates_of, usage_of
 
 
@@ -39,6 +42,59 @@ async def test_sequences_are_contiguous_per_account_over_two_processes(hub: Neig
     _assert_contiguous(hub, "did:a", 60)
     _assert_contiguous(hub, "did:b", 60)
     assert sum(event.data.state == "failed" for event in hub.events) == 24
+
+
+async def test_two_processes_on_one_account_say_at_once_how_far_it_is_sent_and_send_nothing_twice(
+    hub: Neighbours,
+) -> None:
+    """One call a turn: sequences alternate, so neither process ever has two in a row."""
+    await hub.restart_metering(turn_max=1)
+    await hub.start_metering(turn_max=1)
+    await hub.open_account("did:a", "1000")
+    calls = [call() for _ in range(200)]
+    await hub.reserve_batch(*calls)
+    await hub.publish(*(hub.completed(one) for one in calls))
+    await hub.until_settled(*calls)
+    await _until_sent(hub)
+    assert sorted(event.data.sequence for event in hub.events) == list(range(1, 201)), "each was published once"
+    assert await hub.books.fetchval("select ahead = '{}' from metering.usage_sent")
+
+
+async def test_acknowledged_events_behind_a_gap_are_not_published_again(
+    hub: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one in the gap is: as when another process died after its commit, before it published."""
+    published = usage_events.UsageEvents.publish
+
+    def lossy(usage: usage_events.UsageEvents, result: TurnResult) -> None:
+        published(usage, dataclasses.replace(result, settled=[one for one in result.settled if one.sequence != 3]))
+
+    monkeypatch.setattr(usage_events.UsageEvents, "publish", lossy)
+    await hub.open_account("did:a", "1000")
+    calls = [call() for _ in range(8)]
+    await hub.reserve_batch(*calls)
+    await hub.publish(*(hub.completed(one) for one in calls))
+
+    async def known() -> bool:
+        sent = "select seq = 2 and ahead = '{[4,8]}' from metering.usage_sent where account = 'did:a'"
+        return await hub.books.fetchval(sent) is True
+
+    await until(known, within_s=20, what="what was acknowledged behind the gap is in the books")
+    await hub.books.execute("update metering.ledger set at = at - interval '1 minute'")
+    await hub.restart_metering()
+    await _until_sent(hub)
+    assert [event.data.sequence for event in hub.events][-1] == 3
+    _assert_contiguous(hub, "did:a", 8)
+    assert len(hub.events) == 8
+
+
+async def test_another_stream_has_nothing_that_was_ahead(hub: Neighbours) -> None:
+    stored = "select seq from metering.usage_stored('first', '{did:a,did:a,did:a}', '{1,4,8}', '{2,5,8}')"
+    await hub.stop_metering()
+    await hub.books.execute("update metering.usage_stream set made_at = 'first'")
+    assert await hub.books.fetchval(stored) == 2
+    assert await hub.books.fetchval("select metering.refill_usage('second', '1 day')")
+    assert tuple(await hub.books.fetchrow("select seq, ahead::text from metering.usage_sent") or ()) == (0, "{}")
 
 
 async def test_an_event_says_what_the_books_say(hub: Neighbours) -> None:
@@ -104,7 +160,8 @@ async def test_events_that_the_bus_never_took_are_published_again(
 
 
 def test_a_gap_ends_a_run() -> None:
-    assert usage_events._first_run([5, 3, 4, 9, 8]) == (3, 5)
+    assert list(usage_events._runs([5, 3, 4, 9, 8, 4])) == [(3, 5), (8, 9)]
+    assert list(usage_events._runs([7])) == [(7, 7)]
 
 
 def test_the_event_is_a_cloudevent() -> None:
