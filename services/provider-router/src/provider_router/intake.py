@@ -257,6 +257,7 @@ class Intake:
         except (TimeoutError, NatsError) as error:
             _log.warning("leases not renewed", calls=len(calls), error=type(error).__name__)
             return
+        self.router.outcomes.heard()
         for call_id in _RENEWED.decode(raw).ended:
             call = self.running.get(call_id)
             if call is not None:

@@ -2,13 +2,16 @@
 
 Nothing waits for one PubAck after another: the settled notice is the stronger word. A sweep twice a second publishes
 again, under the same message id, what was not settled within two seconds, asks metering for outcomes whose notice
-may have been lost, and writes what is still open to a spool file, fsynced, so that it outlives this process.
+may have been lost, and writes what is still open to a spool file, fsynced, so that it outlives this process. While
+metering says nothing at all, it is repeated ever more rarely; the first word from there makes it soon again.
 """
 
 import asyncio
 import fcntl
 import os
+import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -29,6 +32,8 @@ _ENCODER: Final = msgspec.json.Encoder()
 _SETTLED: Final = msgspec.json.Decoder(metering.SettledBatch)
 SWEEP_S: Final = 0.5
 REPEAT_AFTER_S: Final = 2.0
+REPEAT_AFTER_MAX_S: Final = 30.0
+"""Longest wait between two repeats while nobody answers."""
 _ASK_MAX: Final = 500
 
 
@@ -59,11 +64,17 @@ class Outcomes:
     bus: Bus
     process: str
     spool_dir: Path
+    clock: Callable[[], float] = time.monotonic
     open: dict[str, _Open] = field(default_factory=dict)
+    _wait_s: float = REPEAT_AFTER_S
+    """How long to wait if the next repeat remains without an answer."""
+    _repeat_at: float = 0.0
+    """By the clock: nothing is repeated before, unless metering is heard."""
     _spool: BinaryIO | None = None
 
     async def start(self) -> None:
         """Listen for settled notices and take over the spools of dead processes."""
+        self.bus.after_reconnect(self.heard)
         await self.bus.listen(subjects.inbox_settled("provider-router", self.process), self._on_settled)
         self.spool_dir.mkdir(parents=True, exist_ok=True)
         for spooled in await asyncio.to_thread(self._adopt):
@@ -82,6 +93,11 @@ class Outcomes:
         """Calls whose lease must be kept although their answer has ended: (call id, epoch)."""
         return [(call_id, entry.epoch) for call_id, entry in self.open.items()]
 
+    def heard(self) -> None:
+        """Metering is there, or the bus is again: what is open is repeated soon."""
+        self._wait_s = REPEAT_AFTER_S
+        self._repeat_at = 0.0
+
     async def run(self) -> None:
         """Sweep for ever."""
         while True:
@@ -90,14 +106,18 @@ class Outcomes:
 
     async def sweep(self) -> None:
         """Repeat, ask about and spool what has been open for too long."""
-        now = time.monotonic()
+        now = self.clock()
         late = {call_id: entry for call_id, entry in self.open.items() if now - entry.published_at > REPEAT_AFTER_S}
         if not late:
             return
         unspooled = [(call_id, entry) for call_id, entry in late.items() if not entry.spooled]
         if unspooled:
             await asyncio.to_thread(self._write_spool, unspooled)
+        if now < self._repeat_at:
+            return
         _log.warning("outcomes not settled yet", count=len(late), bus=self.bus.is_connected)
+        self._repeat_at = now + self._wait_s * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        self._wait_s = min(2 * self._wait_s, REPEAT_AFTER_MAX_S)
         await self._ask_outcomes(list(late))
         for call_id, entry in late.items():
             if call_id in self.open:
@@ -121,7 +141,7 @@ class Outcomes:
         failpoints.hit_written("provider_router.after_publish")
 
     def _publish(self, call_id: str, entry: _Open) -> None:
-        entry.published_at = time.monotonic()
+        entry.published_at = self.clock()
         self.open[call_id] = entry
         try:
             self.bus.send(entry.subject, entry.payload, headers=header_block(Nats_Msg_Id=entry.message_id))
@@ -131,6 +151,7 @@ class Outcomes:
     def _on_settled(self, _subject: bytes, _reply: bytes, payload: bytes, _headers: bytes | None) -> None:
         for call in _SETTLED.decode(payload).calls:
             self.open.pop(call.call_id, None)
+        self.heard()
         self._empty_spool()
 
     async def _ask_outcomes(self, call_ids: list[str]) -> None:
@@ -144,6 +165,7 @@ class Outcomes:
             except HubError as error:
                 _log.warning("outcomes unknown", error=error.code)
                 return
+            self.heard()
             for call in reply.calls:
                 if call.state != events.CallState.PROCESSING:
                     self.open.pop(call.call_id, None)
