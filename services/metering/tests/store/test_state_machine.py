@@ -107,7 +107,10 @@ class Rig:
 
 
 class Histories(RuleBasedStateMachine):
-    """Three accounts of its own per history; the third is never opened by anybody but a free call or a grant."""
+    """Three accounts of its own per history; the third is never opened by anybody but a free call or a grant.
+
+    Preconditions ask only what was drawn: which of two turns at once came first differs from run to run.
+    """
 
     rig: ClassVar[Rig]
 
@@ -191,15 +194,18 @@ class Histories(RuleBasedStateMachine):
         for call in mine:
             call.is_stale = False
 
-    @precondition(lambda self: self.books.open_calls())
+    @precondition(lambda self: self.known)
     @rule(pick=picks)
     def a_lease_ends(self, pick: int) -> None:
-        call_id = self._open(pick)
+        calls = self.books.open_calls()
+        if not calls:
+            return
+        call_id = calls[pick % len(calls)]
         sql = "update metering.model_call set lease_until = now() - interval '1 second' where id = $1"
         self.rig.run(self.rig.books.execute(sql, call_id))
         self.books.calls[call_id].is_stale = True
 
-    @precondition(lambda self: any(call.is_stale for call in self.books.calls.values()))
+    @precondition(lambda self: self.known)
     @rule(pick=picks)
     def another_owner_takes_a_call_over(self, pick: int) -> None:
         stale = [call_id for call_id in self.books.open_calls() if self.books.calls[call_id].is_stale]
@@ -227,10 +233,12 @@ class Histories(RuleBasedStateMachine):
             self._grant(self.accounts[name], amount, grant_id)
         self.books.granted(self.accounts[name], amount)
 
-    @precondition(lambda self: any(account.seq for account in self.books.accounts.values()))
+    @precondition(lambda self: self.known)
     @rule(pick=picks, length=st.integers(0, 4))
     def usage_events_are_acknowledged(self, pick: int, length: int) -> None:
         settled = [name for name, account in self.books.accounts.items() if account.seq]
+        if not settled:
+            return
         account = settled[pick % len(settled)]
         known = self.books.accounts[account]
         first = 1 + pick // 3 % known.seq
@@ -313,10 +321,6 @@ class Histories(RuleBasedStateMachine):
 
     def _picked(self, pick: int) -> str:
         return self.known[-1 - pick % len(self.known)]
-
-    def _open(self, pick: int) -> str:
-        calls = self.books.open_calls()
-        return calls[pick % len(calls)]
 
     def _work(self, chosen: Sequence[tuple[str, int, Any]]) -> Work:
         """Facts and reserves of a turn; no two of either name the same call."""
