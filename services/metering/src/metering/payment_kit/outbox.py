@@ -33,32 +33,7 @@ where o.id = due.id
 returning o.id, o.identifier, o.account, o.project, o.value, o.event_at, o.calls, o.tokens, o.fence, o.tries,
     now() - o.first_try_at > $4::interval as is_old
 """
-_MARK: Final = """
-with marked as (
-    update metering.outbox o set state = r.state, reason = r.reason, event_id = r.event_id,
-        next_at = now() + make_interval(secs => r.delay_ms / 1000.0), tries = o.tries - r.untried,
-        sent_at = case r.state when 'sent' then now() end
-    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])
-        r(id, fence, state, reason, event_id, delay_ms, untried)
-    where o.id = r.id and o.fence = r.fence and o.state = 'pending'
-    returning o.id, o.account, o.state, o.members
-), members as (
-    update metering.outbox m set state = 'sent', sent_at = now()
-    from (select unnest(k.members) as id from marked k where k.state = 'sent') u
-    where m.id = u.id and m.state <> 'sent'
-), hinted as (
-    -- What was reported changes the balance there: look soon. Only a hint, so rows in use are passed over.
-    update metering.payment_account p set refresh_at = now() + interval '2 s'
-    from (
-        select a.account from metering.payment_account a
-        where a.account in (select k.account from marked k where k.state = 'sent')
-            and a.refresh_at > now() + interval '2 s'
-        order by a.account for update skip locked
-    ) h
-    where p.account = h.account
-)
-select id from marked
-"""
+_MARK: Final = "select metering.mark_outbox($1, $2, $3, $4, $5, $6, $7)"
 _UNBATCHED: Final = """
 select account, user_did, project from metering.outbox
 where state = 'pending' and batch is null and lane = 0
