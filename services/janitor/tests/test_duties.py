@@ -329,7 +329,7 @@ async def test_every_duty_asks_the_owner_and_operators_see_what_came_of_it(nats:
     assert {name: (run.result, run.detail) for name, run in runs.items()} == {
         stale_calls.NAME: ("done", "0 closed"),
         grants.NAME: ("done", "700 begun, 4 ended"),
-        claims.NAME: ("done", "3 dropped"),
+        claims.NAME: ("done", "3 keys, 0 notices dropped"),
         partitions.NAME: ("done", "1 made"),
         parked.NAME: ("done", "2 facts, 1 reports"),
         closing.NAME: ("done", "9 closed"),

@@ -241,7 +241,7 @@ CHANNELS: Final = (
     _rpc(METERING, reconcile.MAKE_PARTITIONS, (JANITOR,), Empty, reconcile.PartitionsMade,
          "Make the partitions of the months ahead."),
     _rpc(METERING, reconcile.EXPIRE_CLAIMS, (JANITOR,), Empty, reconcile.ClaimsExpired,
-         "Drop Idempotency-Keys that have expired."),
+         "Drop Idempotency-Keys that have expired, and notices of grants that were told long ago."),
     _rpc(METERING, reconcile.PARKED_COUNT, (JANITOR, OPERATOR), Empty, reconcile.ParkedCount,
          "Facts that could not be settled."),
     _rpc(ROUTER, catalog.SNAPSHOT, (GATEWAY, OPERATOR), catalog.SnapshotGet, catalog.Snapshot,

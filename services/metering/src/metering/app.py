@@ -99,7 +99,7 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         stack.push_async_callback(runs.stop)
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
         rpc.serve(broker, pool, leases, notices.changed, payment, settings.payment_link)
-        rpc.serve_books(broker, pool, runs, usage)
+        rpc.serve_books(broker, pool, runs, usage, timedelta(seconds=settings.grant_notices_kept_s))
         await stack.enter_async_context(_started(broker))
         await stack.enter_async_context(_listening(bus, turns, leases))
         await pull.start(inbox)

@@ -1,6 +1,7 @@
 """Questions of people and duties, outside the bytes path: one line per method."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -162,7 +163,7 @@ async def _none_due(_request: c.GrantsDue) -> c.GrantsDone:
     return c.GrantsDone(accounts=0, started=0, ended=0, more=False)
 
 
-def serve_books(broker: NatsBroker, pool: Pool, runs: Runs, usage: UsageEvents) -> None:
+def serve_books(broker: NatsBroker, pool: Pool, runs: Runs, usage: UsageEvents, notices_kept: timedelta) -> None:
     """Add every method about the books as a whole, and the housekeeping that duties ask for."""
     dsn = runs.dsn
 
@@ -185,5 +186,5 @@ def serve_books(broker: NatsBroker, pool: Pool, runs: Runs, usage: UsageEvents) 
     answer(broker, ME, r.PROVIDER_SUMS, r.ProviderSums, r.ProviderSumsReply, partial(recompute.provider_sums, dsn))
     answer(broker, ME, r.CLOSE_DAYS, r.CloseDays, r.CloseDaysReply, closed)
     answer(broker, ME, r.MAKE_PARTITIONS, Empty, r.PartitionsMade, partial(upkeep.make_partitions, pool))
-    answer(broker, ME, r.EXPIRE_CLAIMS, Empty, r.ClaimsExpired, partial(upkeep.expire_claims, pool))
+    answer(broker, ME, r.EXPIRE_CLAIMS, Empty, r.ClaimsExpired, partial(upkeep.expire, pool, notices_kept))
     answer(broker, ME, r.PARKED_COUNT, Empty, r.ParkedCount, partial(reports.parked_count, pool))

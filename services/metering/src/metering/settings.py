@@ -20,4 +20,7 @@ class Settings(PaymentKitSettings):
     credit_low: Decimal = Field(
         Decimal(1), ge=0, lt=10**18, description="Balance at and below which a notice about low credit is sent."
     )
+    grant_notices_kept_s: float = Field(
+        2_592_000.0, ge=86_400, description="Seconds that notices of grants are kept after they were sent."
+    )
     reserves_max: int = Field(16_384, gt=0, description="Most waiting reserves of one process; more are refused.")

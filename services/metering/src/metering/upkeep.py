@@ -1,6 +1,6 @@
-"""What the schema needs from time to time, when a duty asks for it: partitions ahead, expired claims gone."""
+"""What the schema needs from time to time, when a duty asks for it: partitions ahead, what has expired gone."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
@@ -12,14 +12,15 @@ from contracts.rpc.reconcile import ClaimsExpired, PartitionsMade
 from runtime.postgres import Pool
 
 MONTHS_AHEAD: Final = 3
-_CLAIMS: Final = 10_000
-_CLAIMS_MAX: Final = 500_000
-"""Most claims of one question: the rest is dropped at the next."""
+_ROWS: Final = 10_000
+_ROWS_MAX: Final = 500_000
+"""Most rows of a kind for one question: the rest is dropped at the next."""
 _EXPIRED: Final = (
     "with gone as (delete from metering.idempotency where digest = any (array("
     "select digest from metering.idempotency where expires_at < now() order by expires_at limit $1"
     " for update skip locked)) returning 1) select count(*) from gone"
 )
+_NOTICES: Final = "select metering.drop_grant_notices($1, $2)"
 _log = structlog.get_logger("upkeep")
 
 
@@ -41,16 +42,21 @@ async def make_partitions(pool: Pool, _request: Empty) -> PartitionsMade:
     return PartitionsMade(partitions=tuple(made))
 
 
-async def expire_claims(pool: Pool, _request: Empty) -> ClaimsExpired:
-    """Drop Idempotency-Keys that have expired, some at a time.
+async def expire(pool: Pool, notices_kept: timedelta, _request: Empty) -> ClaimsExpired:
+    """Drop Idempotency-Keys that have expired, and notices of grants that were told long ago, some at a time.
 
     Raises:
         asyncpg.PostgresError, OSError, TimeoutError: repeat it later.
     """
+    claims = await _dropped(pool, _EXPIRED)
+    return ClaimsExpired(claims=claims, notices=await _dropped(pool, _NOTICES, notices_kept))
+
+
+async def _dropped(pool: Pool, statement: str, *arguments: timedelta) -> int:
     total = 0
-    while total < _CLAIMS_MAX:
-        gone: int = await pool.fetchval(_EXPIRED, _CLAIMS)
+    while total < _ROWS_MAX:
+        gone: int = await pool.fetchval(statement, *arguments, _ROWS)
         total += gone
-        if gone < _CLAIMS:
+        if gone < _ROWS:
             break
-    return ClaimsExpired(claims=total)
+    return total

@@ -1,6 +1,6 @@
 """The schema: who may do what, and partitions that are there before they are needed."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import asyncpg
@@ -10,7 +10,7 @@ from rig.fixtures import Database
 from contracts.ids import new_call_id
 from contracts.rpc.envelope import Empty
 from metering.sql.store import TURN_SETTINGS, query_pool
-from metering.upkeep import expire_claims, make_partitions
+from metering.upkeep import expire, make_partitions
 
 Connection = asyncpg.Connection
 
@@ -74,10 +74,43 @@ async def test_expired_claims_are_dropped(books: Connection, database: Database)
     await books.execute(insert, "old", -1.0)
     await books.execute(insert, "new", 60.0)
     pool = await query_pool(database.dsns["metering"], 1)
-    dropped = await expire_claims(pool, Empty())
+    dropped = await expire(pool, timedelta(days=30), Empty())
     pool.terminate()
-    assert dropped.claims == 1
+    assert (dropped.claims, dropped.notices) == (1, 0)
     assert [row["digest"] for row in await books.fetch("select digest from metering.idempotency")] == ["new"]
+
+
+async def test_notices_of_grants_go_some_time_after_they_were_told(books: Connection, database: Database) -> None:
+    """Those that nobody was told stay, and those of a grant that Payment Kit may speak of again."""
+    insert = (
+        "insert into metering.grant_notice (id, account, level, amount, name, grant_id, sent_at, expires_at)"
+        " values (gen_random_uuid(), 'a', 'granted', 1, $1, $2, now() - $3::interval, now() - $4::interval)"
+    )
+    days = [None, *(timedelta(days=number) for number in (3, 40, -40))]
+    never, lately, long_ago, later = days
+    for name, grant_id, sent, ended in (
+        ("old", "", long_ago, None),
+        ("new", "", lately, None),
+        ("unsent", "", never, None),
+        ("old, ended there", "crdg_1", long_ago, long_ago),
+        ("old, just ended there", "crdg_2", long_ago, lately),
+        ("old, goes on there", "crdg_3", long_ago, later),
+        ("old, never ends there", "crdg_4", long_ago, None),
+    ):
+        await books.execute(insert, name, grant_id, sent, ended)
+    pool = await query_pool(database.dsns["metering"], 1)
+    dropped = await expire(pool, timedelta(days=30), Empty())
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await pool.execute("select metering.drop_grant_notices('1 hour', 1)")
+    pool.terminate()
+    assert dropped.notices == 2
+    assert {row["name"] for row in await books.fetch("select name from metering.grant_notice")} == {
+        "new",
+        "unsent",
+        "old, just ended there",
+        "old, goes on there",
+        "old, never ends there",
+    }
 
 
 async def test_the_turn_goes_by_index_even_when_it_was_planned_on_empty_tables(

@@ -218,9 +218,10 @@ class PartitionsMade(Message):
 
 
 class ClaimsExpired(Message):
-    """How many expired Idempotency-Keys were dropped."""
+    """How many expired Idempotency-Keys were dropped, and how many notices of grants that were told long ago."""
 
     claims: int
+    notices: int = 0
 
 
 class ParkedCount(Message):

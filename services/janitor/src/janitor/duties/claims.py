@@ -1,4 +1,4 @@
-"""Drop Idempotency-Keys that have expired."""
+"""Drop Idempotency-Keys that have expired, and notices of grants that were told long ago."""
 
 from typing import Final
 
@@ -20,4 +20,4 @@ async def expire_claims(bus: Bus) -> str:
     gone = await rpc.ask(
         bus, metering.SERVICE, reconcile.EXPIRE_CLAIMS, Empty(), reconcile.ClaimsExpired, timeout_s=_ASK_TIMEOUT_S
     )
-    return f"{gone.claims} dropped"
+    return f"{gone.claims} keys, {gone.notices} notices dropped"
