@@ -137,6 +137,18 @@ async def test_status_shows_each_duty_with_its_last_and_next_run(hub: EmbeddedHu
     assert "\nreconciliation\t" in out
 
 
+@pytest.mark.parity(108)
+async def test_a_rate_is_taken_away_by_its_pattern(hub: EmbeddedHub) -> None:
+    code, _, trouble = await run(hub, "rates", "set", "mine/a", "--input", "1", "--output", "2")
+    assert code == 0, trouble
+    code, out, trouble = await run(hub, "rates", "remove", "mine/a")
+    assert (code, "it has no price and is not served" in out) == (0, True), trouble
+    code, out, _ = await run(hub, "rates", "history", "mine/a")
+    assert (code, "removed" in out, "input=1 output=2" in out) == (0, True, True)
+    code, _, trouble = await run(hub, "rates", "remove", "mine/a")
+    assert (code, "mine/a has no rate" in trouble) == (1, True)
+
+
 @pytest.mark.parity(69)
 async def test_the_unit_of_credits_is_converted_and_the_books_still_agree(hub: EmbeddedHub) -> None:
     """The last one here: afterwards credits are worth something else."""

@@ -33,6 +33,15 @@ class Unit(StrEnum):
     VIDEO_SECOND = "video_second"
 
 
+class RateType(StrEnum):
+    """Which calls a rate is for; a model has one for each."""
+
+    CHAT = "chatCompletion"
+    IMAGE = "imageGeneration"
+    EMBEDDING = "embedding"
+    VIDEO = "video"
+
+
 class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that was used or made and is not counted in tokens."""
 

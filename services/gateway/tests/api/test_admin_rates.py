@@ -18,7 +18,7 @@ async def _send(surface: Any, method: str, path: str, key: Any, content: bytes =
 @pytest.mark.parity(35)
 async def test_members_and_guests_neither_see_nor_change_rates(surface: Any) -> None:
     keys = [await surface.key(role) for role in ("member", "guest")]
-    assert len(PATHS) == 9
+    assert len(PATHS) == 10
     for method, path in PATHS:
         for key in keys:
             answer = await _send(surface, method, path, key)

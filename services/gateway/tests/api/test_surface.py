@@ -19,6 +19,7 @@ HEADERS_OF_STRANGERS: tuple[dict[str, str], ...] = (
 
 
 def _concrete(path: str) -> str:
+    path = path.replace("{provider}", "openai").replace("{rate_id}", "r1")
     return path.replace("{model_id:path}", "openai/gpt-4o").replace("{call_id}", new_call_id())
 
 
@@ -226,7 +227,7 @@ async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-should-retry"] == "false"
-        if path.startswith(("/api/user", "/api/admin", "/api/credit")):
+        if path.startswith(("/api/user", "/api/admin", "/api/credit", "/api/ai")):
             assert answer.json() == {"code": "forbidden", "error": "not authorized"}
         else:
             assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -8,15 +8,15 @@ from faststream.nats import NatsBroker
 
 from contracts import subjects
 from contracts.rpc import catalog as questions
-from contracts.rpc import rate_changes
+from contracts.rpc import rate_changes, rate_rows
 from contracts.rpc.catalog import RateView, Snapshot, SnapshotGet
 from contracts.rpc.conversion import RATES_CONVERT, RatesConvert
-from contracts.rpc.rate_changes import RatesList, RatesPage
 from provider_router.catalog import package
 from provider_router.catalog.administration import Administration
 from provider_router.catalog.catalog import Catalog
 from provider_router.catalog.costs import Policy
 from provider_router.catalog.providers import Provider, load
+from provider_router.catalog.rows import Rows
 from provider_router.routing.circuit import Routing
 from provider_router.routing.shared import HealthExchange
 from provider_router.settings import Settings
@@ -71,29 +71,27 @@ async def catalog(settings: Settings, process: str, bus: Bus) -> AsyncIterator[S
         await stack.enter_async_context(background("health", exchange.run(routing)))
         prefix = subjects.inbox_prefix(questions.SERVICE, process)
         on = broker(settings.nats_url.get_secret_value(), name=f"{process}-rpc", inbox_prefix=prefix)
-        serve(on, known, rates)
+        serve(on, known, rates, Rows(known, store))
         stack.push_async_callback(on.stop)
         await on.start()
         yield Served(providers, routing, known)
 
 
-def serve(on: NatsBroker, catalog: Catalog, rates: Administration) -> None:
+def serve(on: NatsBroker, catalog: Catalog, rates: Administration, rows: Rows) -> None:
     """Add the subscribers; the broker is started afterwards."""
 
     async def snapshot(_question: SnapshotGet) -> Snapshot:
         return await catalog.current()
 
-    async def listed(question: RatesList) -> RatesPage:
-        found = (await catalog.current()).rates
-        wanted = question.pattern or ""
-        shown = (rate for rate in found if wanted in rate.pattern and (question.deprecated or not rate.deprecated))
-        return RatesPage(rates=tuple(shown))
-
     async def proposals(_question: rate_changes.RatesProposals) -> rate_changes.Proposals:
         return await rates.proposals()
 
     answer(on, questions.SERVICE, questions.SNAPSHOT, SnapshotGet, Snapshot, snapshot)
-    answer(on, questions.SERVICE, rate_changes.RATES_LIST, RatesList, RatesPage, listed)
+    answer(on, questions.SERVICE, rate_changes.RATES_LIST, rate_changes.RatesList, rate_changes.RatesPage, rows.listed)
+    answer(on, questions.SERVICE, rate_rows.RATES_FIND, rate_rows.RatesFind, rate_rows.RatesFound, rows.find)
+    answer(on, questions.SERVICE, rate_rows.RATE_GET, rate_rows.RateGet, rate_rows.FoundRate, rows.get)
+    answer(on, questions.SERVICE, rate_rows.RATES_CHANGE, rate_rows.RatesChange, rate_rows.RatesAdded, rows.change)
+    answer(on, questions.SERVICE, rate_rows.RATES_REMOVE, rate_rows.RatesRemove, rate_rows.RateRemoved, rows.remove)
     answer(on, questions.SERVICE, rate_changes.RATES_SET, rate_changes.RatesSet, RateView, rates.set_rates)
     answer(
         on,

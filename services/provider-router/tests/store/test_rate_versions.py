@@ -432,14 +432,15 @@ async def test_two_decisions_at_once_are_one(desk_of_vendor: tuple[Desk, Vendor]
 
 
 async def test_rates_from_before_there_were_versions_stay_in_force(catalogs: CatalogRig) -> None:
-    first, second = migrations.found("provider_router", "catalog")[:2]
+    first, *later = migrations.found("provider_router", "catalog")
     await catalogs.books.execute("drop schema catalog cascade")
     await catalogs.books.execute(first.sql)
     await catalogs.books.execute(
         "insert into catalog.rate (revision, pattern, input, output, effective_at, changed_by)"
         " values (2, 'llm/a', 7, 8, '2026-01-01', 'did:admin'), (3, 'llm/a', 9, 10, '2026-02-01', 'did:admin')"
     )
-    await catalogs.books.execute(second.sql)
+    for each in later:
+        await catalogs.books.execute(each.sql)
     await catalogs.router()
     desk = Desk(await catalogs.connect(permissions.OPERATOR))
     assert ((await desk.rate()).input, (await desk.rate()).version) == ("9", 3)

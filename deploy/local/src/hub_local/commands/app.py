@@ -50,6 +50,7 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "list": ("rates:list_rates", "List the rates in force, the most specific first."),
         "history": ("rates:history", "Show rate versions: who changed what, when and why."),
         "deprecate": ("rates:deprecate", "Take models out of lists and service, or put them back."),
+        "remove": ("rates:remove", "Take a pattern's rates away; their history stays."),
         "import": ("rates_review:import_rates", "Take unit costs from the price package over into the rates."),
         "margin": ("rates_review:margin", "Compute all imported rates again with another margin."),
         "check": ("rates_review:check", "Compare rates with what vendors take now."),

@@ -3,9 +3,9 @@
 from typing import Final
 
 from contracts.money import parse, to_text
-from contracts.rpc import catalog, metering, rate_changes
+from contracts.rpc import catalog, metering, rate_changes, rate_rows
 from contracts.rpc.what_if import WHAT_IF, WhatIf, WhatIfReply
-from contracts.usage import Unit
+from contracts.usage import RateType, Unit
 from hub_local.commands import show
 from hub_local.commands.session import UsageError, ask, run
 
@@ -128,7 +128,8 @@ def history(pattern: str | None = None, *, limit: int = 50, before: int | None =
         [
             (
                 version.version, version.pattern, version.changed_at, version.changed_by, version.change_type,
-                version.effective_at, prices(version.previous), prices(version), "yes" if version.deprecated else "",
+                version.effective_at, prices(version.previous),
+                "removed" if version.removed else prices(version), "yes" if version.deprecated else "",
                 version.cost_source, version.margin_percent or "",
             )
             for version in run(asked()).versions
@@ -152,6 +153,36 @@ def deprecate(pattern: str, *, undo: bool = False, expected_version: int | None 
         return await ask(catalog.SERVICE, rate_changes.RATES_DEPRECATE, wanted, catalog.RateView)
 
     show_rates([run(asked())])
+
+
+def remove(
+    pattern: str,
+    *,
+    type: RateType = RateType.CHAT,  # noqa: A002 - the option's name
+    effective_at: str | None = None,
+    expected_version: int | None = None,
+) -> None:
+    """Take a pattern's rates away: its models cost what a broader rate says, or are not served. History stays.
+
+    Args:
+        pattern: as it stands in `hub rates list`.
+        type: which calls the rates are for: chat, image, embedding or video.
+        effective_at: from when on, as `2027-01-01T00:00:00Z`; at once when absent.
+        expected_version: refuse when the rates are not at this version any more.
+    """
+
+    async def asked() -> rate_rows.RateRemoved:
+        wanted = rate_rows.RatesRemove(
+            pattern=pattern, type=type, effective_at=effective_at, expected_version=expected_version, changed_by=BY
+        )
+        return await ask(catalog.SERVICE, rate_rows.RATES_REMOVE, wanted, rate_rows.RateRemoved)
+
+    removed = run(asked())
+    now = "it has no price and is not served" if removed.now is None else f"{removed.now.pattern} has its price"
+    print(
+        f"{removed.pattern} ({removed.type}) removed from {removed.effective_at} on, version {removed.version}; "
+        f"now {now}"
+    )
 
 
 def show_rates(rates: list[catalog.RateView]) -> None:
@@ -184,7 +215,8 @@ def prices(values: catalog.Values | None) -> str:
 
 
 def _more(rate: catalog.RateView) -> str:
-    return " ".join((["deprecated"] if rate.deprecated else []) + _parts(rate))
+    marks = [rate.type] if rate.type != RateType.CHAT else []
+    return " ".join(marks + (["deprecated"] if rate.deprecated else []) + _parts(rate))
 
 
 def _parts(values: catalog.Values) -> list[str]:

@@ -7,11 +7,13 @@ from pydantic import AfterValidator, Field
 from contracts.money import parse
 from contracts.rpc import envelope
 from contracts.rpc.envelope import Message
-from contracts.usage import PIECES_MAX, TOKENS_MAX, PieceRate, Rates, Tier, Unit
+from contracts.usage import PIECES_MAX, TOKENS_MAX, PieceRate, Rates, RateType, Tier, Unit
 
 SERVICE: Final = "provider-router"
 SNAPSHOT: Final = "catalog_snapshot"
 TIERS_MAX: Final = 8
+WORDS_MAX: Final = 50
+Word = Annotated[str, Field(max_length=40, pattern=envelope.PRINTABLE)]
 
 
 def _rate(text: str) -> str:
@@ -100,6 +102,26 @@ def frozen(rate: Values) -> Rates:
     )
 
 
+class ImageOptions(Message):
+    """What pictures a model makes."""
+
+    max: int | None = Field(None, ge=1, le=TOKENS_MAX)
+    """At once."""
+    quality: tuple[Word, ...] = Field((), max_length=WORDS_MAX)
+    size: tuple[Word, ...] = Field((), max_length=WORDS_MAX)
+    style: tuple[Word, ...] = Field((), max_length=WORDS_MAX)
+
+
+class About(Message):
+    """What is said about a model beside its price; nothing is decided by it."""
+
+    display: str = Field("", max_length=100, pattern=envelope.WITHOUT_NUL)
+    description: str = Field("", max_length=2000, pattern=envelope.WITHOUT_NUL)
+    max_tokens: int | None = Field(None, ge=1, le=TOKENS_MAX)
+    features: tuple[Literal["tools", "thinking", "vision"], ...] = Field((), max_length=3)
+    images: ImageOptions | None = None
+
+
 class RateView(Values):
     """The rates in force for models that match `pattern` (`provider/model`, `*` matches any run of characters)."""
 
@@ -112,6 +134,8 @@ class RateView(Values):
     """Of the pattern's rates, growing; 0 = they stand in no row and nobody has changed them."""
     deprecated: bool = False
     """Its models are neither listed nor served."""
+    type: RateType = RateType.CHAT
+    about: About | None = None
 
 
 class Snapshot(Message):
@@ -120,7 +144,7 @@ class Snapshot(Message):
     revision: int
     providers: tuple[ProviderView, ...]
     rates: tuple[RateView, ...]
-    """Most specific pattern first: the first that matches counts."""
+    """Of chat calls, most specific pattern first: the first that matches counts."""
 
 
 class CatalogChanged(Message):

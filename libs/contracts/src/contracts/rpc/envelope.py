@@ -9,6 +9,8 @@ from contracts.errors import ErrorCode, HubError
 T = TypeVar("T", bound=BaseModel)
 PRINTABLE: Final = r"^[ -~]*$"
 """Pattern of texts that are stored as they come: printable ASCII, no NUL among it."""
+WITHOUT_NUL: Final = r"^[^\x00]*$"
+"""Pattern of texts in any language that are stored as they come."""
 
 
 class Message(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from contracts.money import parse
 from contracts.rpc import envelope
-from contracts.rpc.catalog import RateView, Values
+from contracts.rpc.catalog import Rate, RateView, Values
 from contracts.rpc.envelope import Message
 
 RATES_SET: Final = "rates_set"
@@ -20,6 +20,7 @@ RATES_CHECK: Final = "rates_check"
 RATES_PROPOSALS: Final = "rates_proposals"
 RATES_DECIDE: Final = "rates_decide"
 HISTORY_MAX: Final = 500
+COSTS_MAX: Final = 2000
 VERSION_MAX: Final = 2**62
 PERCENT_LIMIT: Final = Decimal(1_000_000)
 CREDIT_PRICE_MIN: Final = Decimal("1E-9")
@@ -100,6 +101,8 @@ class RateVersion(RateView):
     cost_source: str
     cost_at: str | None
     margin_percent: str | None
+    removed: bool = False
+    """From this version on the pattern has no rates of its own; those that it had stand beside."""
 
 
 class RatesHistory(Message):
@@ -117,11 +120,23 @@ class RateVersions(Message):
     versions: tuple[RateVersion, ...]
 
 
+class GivenCost(Message):
+    """What a vendor takes for a model, in US dollars per token."""
+
+    pattern: Pattern
+    input: Rate
+    output: Rate
+    cache_read: Rate | None = None
+    cache_write: Rate | None = None
+
+
 class RatesSync(Message):
     """Take unit costs from the price package over into the rates: `rate = cost * (1 + margin %) / credit price`."""
 
     providers: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], ...] = Field((), max_length=100)
-    """Of which providers; none named = the configured ones."""
+    """Of which providers; none named = the configured ones, or those of the costs given."""
+    costs: tuple[GivenCost, ...] | None = Field(None, max_length=COSTS_MAX)
+    """To take over instead of the package's."""
     margin_percent: Percent | None = None
     """None = the configured one."""
     credit_price: CreditPrice | None = None

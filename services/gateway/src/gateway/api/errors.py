@@ -1,6 +1,7 @@
 """`HubError` → what a client reads: OpenAI's error body, the error event of a stream, the admin API's shape."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -30,11 +31,38 @@ class ErrorBody(msgspec.Struct):
     error: ErrorObject
 
 
+class RowProblem(msgspec.Struct):
+    """What is wrong with one row of many."""
+
+    index: int
+    """From 0."""
+    code: str
+    error: str
+    param: str | None
+
+
 class AdminError(msgspec.Struct):
     """The admin API's refusals, as the original's role check writes them."""
 
     code: str
     error: str
+    errors: list[RowProblem] | msgspec.UnsetType = msgspec.UNSET
+    """All that is wrong, of a change of many rows."""
+
+
+class RowsRefusedError(HubError):
+    """Nothing of a change of many rows was done.
+
+    Args:
+        rows: what is wrong with which, at least one; the answer has their code, or `invalid_request` for several.
+    """
+
+    def __init__(self, rows: Sequence[RowProblem]) -> None:
+        codes = {row.code for row in rows}
+        code = ErrorCode(codes.pop()) if len(codes) == 1 else ErrorCode.INVALID_REQUEST
+        first = rows[0]
+        super().__init__(code, f"Nothing was changed: {len(rows)} rows are wrong; row {first.index}: {first.error}")
+        self.rows = list(rows)
 
 
 def body(error: HubError) -> bytes:
@@ -74,7 +102,8 @@ def admin_body(error: HubError) -> bytes:
         return _ENCODER.encode(AdminError("forbidden", "not authorized"))
     if error.code is ErrorCode.FORBIDDEN:
         return _ENCODER.encode(AdminError("forbidden", "no permission"))
-    return _ENCODER.encode(AdminError(error.code, error.message))
+    rows = error.rows if isinstance(error, RowsRefusedError) else msgspec.UNSET
+    return _ENCODER.encode(AdminError(error.code, error.message, rows))
 
 
 def _object(error: HubError) -> ErrorObject:

@@ -6,8 +6,9 @@ from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from contracts.errors import ErrorCode, HubError
-from contracts.rpc import catalog, rate_changes
+from contracts.rpc import catalog, rate_changes, rate_rows
 from contracts.rpc.envelope import PRINTABLE
+from contracts.usage import RateType
 from gateway.api.bodies import reads
 from gateway.api.services import Caller, Used
 
@@ -43,6 +44,25 @@ async def set_rates(
     """Add a version of a pattern's rates. `expected_version` is the one that it replaces, 0 for the first."""
     _has_version(body.expected_version)
     return await used.peers.ask_catalog(rate_changes.RATES_SET, _by(body, principal.user), catalog.RateView)
+
+
+async def remove(
+    used: Used,
+    principal: Caller,
+    pattern: Annotated[str, Query(min_length=1, max_length=_PATTERN_MAX, pattern=PRINTABLE)],
+    expected_version: Annotated[int, Query(ge=1, le=rate_changes.VERSION_MAX, description="The one that you saw.")],
+    of_type: Annotated[RateType, Query(alias="type")] = RateType.CHAT,
+    effective_at: Annotated[str | None, Query(max_length=40)] = None,
+) -> rate_rows.RateRemoved:
+    """Take a pattern's rates away, from now or later on. Their history stays."""
+    asked = rate_rows.RatesRemove(
+        pattern=pattern,
+        type=of_type,
+        expected_version=expected_version,
+        effective_at=effective_at,
+        changed_by=principal.user,
+    )
+    return await used.peers.ask_catalog(rate_rows.RATES_REMOVE, asked, rate_rows.RateRemoved)
 
 
 async def deprecate(

@@ -23,9 +23,12 @@ from gateway.api import (
     calls,
     credit,
     errors,
+    model_rates,
     models,
     payment,
     public_models,
+    rate_batches,
+    rate_shapes,
     rates,
     resume,
     status,
@@ -60,6 +63,16 @@ class Route(NamedTuple):
 RESUME_PATH: Final = "/api/v2/calls/{call_id}/stream"
 _E = ErrorCode
 _CHANGE: Final = (_E.INVALID_REQUEST, _E.INVALID_JSON, _E.NOT_FOUND, _E.CONFLICT, _E.PAYLOAD_TOO_LARGE)
+_MODEL_RATES: Final[tuple[tuple[str, str, Callable[..., Any], tuple[ErrorCode, ...], type[BaseModel] | None], ...]] = (
+    ("GET", "/model-rates", model_rates.listed, (_E.INVALID_REQUEST,), None),
+    ("POST", "/model-rates", rate_batches.create_everywhere, _CHANGE, rate_batches.EverywhereBody),
+    ("POST", "/model-rates/batch", rate_batches.batch, _CHANGE, rate_batches.BatchDocument),
+    ("POST", "/bulk-rate-update", rate_batches.bulk, _CHANGE, rate_batches.BulkBody),
+    ("GET", "/{provider}/model-rates", model_rates.of_provider, (_E.INVALID_REQUEST,), None),
+    ("POST", "/{provider}/model-rates", model_rates.create, _CHANGE, rate_shapes.NewRateBody),
+    ("PUT", "/{provider}/model-rates/{rate_id}", model_rates.update, _CHANGE, rate_shapes.RateBody),
+    ("DELETE", "/{provider}/model-rates/{rate_id}", model_rates.remove, _CHANGE, None),
+)
 ROUTES: Final = (
     Route("/healthz", status.healthz, None, "openai", (_E.SERVICE_UNAVAILABLE,), ("GET", "HEAD")),
     Route("/api/v2/models", models.listed, "guest", "openai"),
@@ -71,12 +84,18 @@ ROUTES: Final = (
         for prefix in ("/api/ai-providers", "/api/ai")
         for path, handler in (("/models", public_models.priced), ("/chat/models", public_models.grouped))
     ),
+    *(
+        Route(f"{prefix}{path}", handler, "admin", "admin", refusals, (method,), body)
+        for prefix in ("/api/ai-providers", "/api/ai")
+        for method, path, handler, refusals, body in _MODEL_RATES
+    ),
     Route("/api/v2/calls/{call_id}", calls.one, "guest", "openai", (_E.NOT_FOUND,)),
     Route(RESUME_PATH, resume.stream, "guest", "openai", (_E.INVALID_REQUEST, _E.NOT_FOUND, _E.SETTLEMENT_TIMEOUT)),
     Route("/api/v2/status", status.available, "guest", "openai", (_E.INVALID_REQUEST,)),
     Route("/api/user/info", user.info, "guest", "admin"),
     Route("/api/admin/rates", rates.listed, "admin", "admin"),
     Route("/api/admin/rates", rates.set_rates, "admin", "admin", _CHANGE, ("PUT",), asked.RatesSet),
+    Route("/api/admin/rates", rates.remove, "admin", "admin", _CHANGE, ("DELETE",)),
     Route("/api/admin/rates/history", rates.history, "admin", "admin", (_E.INVALID_REQUEST,)),
     Route("/api/admin/rates/deprecation", rates.deprecate, "admin", "admin", _CHANGE, ("PUT",), asked.RatesDeprecate),
     Route("/api/admin/rates/sync", rates.sync, "admin", "admin", _CHANGE, ("POST",), asked.RatesSync),

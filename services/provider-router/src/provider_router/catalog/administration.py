@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
@@ -13,15 +13,16 @@ from contracts.errors import ErrorCode, HubError
 from contracts.rpc import rate_changes
 from contracts.rpc.catalog import RateView
 from contracts.rpc.conversion import RatesConvert, conversion_id
+from contracts.usage import RateType
 from provider_router.catalog.catalog import Catalog
 from provider_router.catalog.check import Finding, checked
 from provider_router.catalog.costs import Policy, plain, values_of
-from provider_router.catalog.input import by, checked_pattern, new_rate
+from provider_router.catalog.input import by, checked_pattern, given_prices, new_rate
 from provider_router.catalog.matching import VENDORS, Costs
 from provider_router.catalog.package import PackageError, PackagePrices
 from provider_router.catalog.rates import OPERATOR, from_row, iso, rate_for, version_from_row
 from provider_router.catalog.sync import Plan, SyncOptions, in_another_unit, synced, with_margin
-from provider_router.sql.rate_rows import NewRate, RateRow
+from provider_router.sql.rate_rows import NewRate, RateRow, same
 from provider_router.sql.reviews import NewProposal, Proposed, Reviews
 from provider_router.sql.store import Store
 
@@ -49,15 +50,15 @@ class Administration:
         """Add a version; a rate that is deprecated stays so."""
         rate = new_rate(question, datetime.now(UTC))
         row = await self._row(question.pattern)
-        if row is not None and row.deprecated:
-            rate = replace(rate, deprecated=True)
+        if row is not None:
+            rate = replace(rate, deprecated=row.deprecated, about=row.about)
         return await self._add(rate)
 
     async def deprecate(self, question: rate_changes.RatesDeprecate) -> RateView:
         """Take a pattern out of service, or back, at the rates that it has."""
         pattern = checked_pattern(question.pattern)
         stored = await self.store.read()
-        row = next((row for row in stored.rates if row.pattern == pattern), None)
+        row = next((row for row in stored.rates if row.key == (pattern, RateType.CHAT)), None)
         rates = (await self.catalog.current()).rates
         current = next((rate for rate in rates if rate.pattern == pattern), None) or rate_for(rates, pattern)
         if current is None:
@@ -72,21 +73,11 @@ class Administration:
             and question.expected_version in {None, row.version}
         ):
             return from_row(row)
-        values = values_of(current) if row is None else row.values
+        who = by(question.changed_by)
+        first = NewRate(pattern, values_of(current), who, "deprecation", OPERATOR)
+        rate = first if row is None else replace(same(row, who, "deprecation"), source=OPERATOR)
         return await self._add(
-            NewRate(
-                pattern=pattern,
-                values=values,
-                changed_by=by(question.changed_by),
-                change_type="deprecation",
-                source=OPERATOR,
-                deprecated=question.deprecated,
-                costs=None if row is None else row.costs,
-                cost_source="" if row is None else row.cost_source,
-                cost_at=None if row is None else row.cost_at,
-                margin=None if row is None else row.margin,
-                expected_version=question.expected_version,
-            )
+            replace(rate, deprecated=question.deprecated, expected_version=question.expected_version)
         )
 
     async def history(self, question: rate_changes.RatesHistory) -> rate_changes.RateVersions:
@@ -95,25 +86,23 @@ class Administration:
         return rate_changes.RateVersions(versions=tuple(version_from_row(row, previous) for row, previous in found))
 
     async def sync(self, question: rate_changes.RatesSync) -> rate_changes.RatesChanged:
-        """Import unit costs from the package."""
-        providers = question.providers or self.providers
-        package = await self._package(providers)
-        unknown = sorted(set(question.providers) - set(package.models))
+        """Import unit costs from the package, or those given."""
+        providers, package, unknown = await self._prices(question)
         stored = await self.store.read()
         margin = question.margin_percent
         options = SyncOptions(
-            providers=frozenset(providers),
+            providers=providers,
             policy=self._policy(margin, question.credit_price),
             given_margin=margin is not None,
             apply_rates=question.apply_rates,
             deprecate_unmatched=question.deprecate_unmatched,
             changed_by=by(question.changed_by),
             now=datetime.now(UTC),
+            given_costs=question.costs is not None,
         )
         plan = await asyncio.to_thread(synced, stored.rates, package, options)
         report = await self._carry_out(plan, stored.revision, dry_run=question.dry_run)
-        errors = tuple(f"The price package knows no provider {name!r}." for name in unknown)
-        return report.model_copy(update={"errors": errors})
+        return report.model_copy(update={"errors": unknown})
 
     async def margin(self, question: rate_changes.RatesMargin) -> rate_changes.RatesChanged:
         """Compute imported rates again with another margin."""
@@ -155,7 +144,7 @@ class Administration:
     async def proposals(self) -> rate_changes.Proposals:
         """Changes that wait for approval."""
         waiting = await self.reviews.waiting()
-        rows = {row.pattern: row for row in (await self.store.read()).rates}
+        rows = {row.pattern: row for row in (await self.store.read()).rates if row.type == RateType.CHAT}
         return rate_changes.Proposals(
             proposals=tuple(_shown(each, rows[each.pattern]) for each in waiting if each.pattern in rows)
         )
@@ -202,10 +191,23 @@ class Administration:
         return from_row(added.rows[0])
 
     async def _row(self, pattern: str) -> RateRow | None:
-        """What is in force for exactly this pattern."""
-        return next((row for row in (await self.store.read()).rates if row.pattern == pattern), None)
+        """What is in force for chat calls of exactly this pattern."""
+        return next((row for row in (await self.store.read()).rates if row.key == (pattern, RateType.CHAT)), None)
 
-    async def _package(self, providers: Sequence[str] | set[str]) -> PackagePrices:
+    async def _prices(self, question: rate_changes.RatesSync) -> tuple[frozenset[str], PackagePrices, tuple[str, ...]]:
+        """Whose rates follow which unit costs, and what is wrong with the providers named."""
+        if question.costs is None:
+            providers = frozenset(question.providers or self.providers)
+            package = await self._package(providers)
+            unknown = sorted({*question.providers} - package.models.keys())
+            return providers, package, tuple(f"The price package knows no provider {name!r}." for name in unknown)
+        package = given_prices(question.costs)
+        configured = {provider.name for provider in (await self.catalog.current()).providers}
+        providers = frozenset(question.providers or package.models)
+        errors = tuple(f"No provider {name!r} is configured." for name in sorted(providers - configured))
+        return providers & configured, package, errors
+
+    async def _package(self, providers: Iterable[str]) -> PackagePrices:
         """Prices of these providers, and of the vendors whose prices resellers inherit."""
         try:
             return await self.read_package(sorted({*providers, *VENDORS}))
@@ -265,15 +267,11 @@ def _proposal(finding: Finding) -> NewProposal:
 
 def _followed(proposal: NewProposal | Proposed, row: RateRow, changed_by: str) -> NewRate:
     """The version that follows from a proposal, made at once or approved later."""
-    return NewRate(
-        pattern=row.pattern,
+    change_type: rate_changes.ChangeType = "auto_update" if proposal.reason == "below_cost" else "source_drift"
+    return replace(
+        same(row, changed_by, change_type),
         values=proposal.values,
-        changed_by=changed_by,
-        change_type="auto_update" if proposal.reason == "below_cost" else "source_drift",
-        source=row.source,
-        deprecated=row.deprecated,
         costs=proposal.costs,
         cost_source=proposal.cost_source,
         cost_at=datetime.now(UTC),
-        margin=row.margin,
     )

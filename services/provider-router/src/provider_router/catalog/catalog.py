@@ -24,6 +24,7 @@ from provider_router.catalog.costs import Policy
 from provider_router.catalog.package import PackagePrices
 from provider_router.catalog.providers import Provider
 from provider_router.catalog.rates import AT_COST, in_order, packaged
+from provider_router.sql.rate_rows import RateRow
 from provider_router.sql.store import Store, Stored
 from runtime.bus import Bus
 from runtime.postgres import UNKNOWN_OUTCOME
@@ -126,6 +127,11 @@ class Catalog:
             raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "Rates are not read yet; try again shortly.", retry_after_s=1)
         return self._snapshot
 
+    @property
+    def rows(self) -> tuple[RateRow, ...]:
+        """The rows from which the snapshot was made, of all kinds of calls."""
+        return () if self._stored is None else self._stored.rates
+
     async def added(self, revision: int) -> Snapshot:
         """Versions were stored under this revision: tell every cache.
 
@@ -213,7 +219,7 @@ class Catalog:
         parts = [view.model_dump_json() for view in self._views]
         parts += [provider.base_url for provider in self._providers.values()]
         parts.append(f"{self._policy.margin_percent} {self._policy.credit_price}")
-        parts.append(self._prices.model_dump_json(exclude={"changes_at"}))
+        parts.append(self._prices.model_dump_json(exclude={"changes_at", "name"}))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _announce(self, revision: int) -> None:

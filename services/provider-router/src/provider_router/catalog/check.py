@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from contracts.rpc.catalog import Values
 from contracts.rpc.rate_changes import CheckClass
+from contracts.usage import RateType
 from provider_router.catalog.costs import Policy, drift, least_margin, lifted
 from provider_router.catalog.matching import Cost, Costs
 from provider_router.catalog.rates import OPERATOR
@@ -43,8 +44,10 @@ class Finding:
 
 
 def checked(rows: Sequence[RateRow], costs: Costs, policy: Policy) -> list[Finding]:
-    """All rates that are in service, in their order."""
-    return [_finding(row, costs.of(row.pattern), policy) for row in rows if not row.deprecated]
+    """All rates of chat calls that are in service, in their order."""
+    return [
+        _finding(row, costs.of(row.pattern), policy) for row in rows if row.type == RateType.CHAT and not row.deprecated
+    ]
 
 
 def _finding(row: RateRow, cost: Cost | None, policy: Policy) -> Finding:

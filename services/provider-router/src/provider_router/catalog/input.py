@@ -1,19 +1,23 @@
 """Rates as administrators give them: checked, or refused with the field that is wrong."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc.catalog import TierValues, Values
-from contracts.rpc.rate_changes import RatesSet
+from contracts.rpc.rate_changes import GivenCost, RatesSet
 from provider_router.catalog.costs import values_of
+from provider_router.catalog.package import PackagePrices, PackageRate
 from provider_router.catalog.patterns import WILDCARDS_MAX, is_pattern
 from provider_router.sql.rate_rows import NewRate
 
 _PLAIN: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,20})?")
 _UNITS: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h", "reasoning")
+GIVEN: Final = "given"
+"""Source of unit costs that somebody named."""
 _CHANGED_BY_MAX: Final = 200
 _AHEAD_MAX: Final = timedelta(days=5 * 366)
 
@@ -30,9 +34,29 @@ def new_rate(question: RatesSet, now: datetime) -> NewRate:
         pattern=question.pattern,
         values=values,
         changed_by=by(question.changed_by),
-        effective_at=None if question.effective_at is None else _ahead(question.effective_at, now),
+        effective_at=None if question.effective_at is None else ahead(question.effective_at, now),
         expected_version=question.expected_version,
     )
+
+
+def given_prices(costs: Sequence[GivenCost]) -> PackagePrices:
+    """Unit costs that somebody names, in the place of the package's.
+
+    Raises:
+        HubError: `invalid_request`, with the row's index.
+    """
+    rates: dict[str, PackageRate] = {}
+    for index, cost in enumerate(costs):
+        try:
+            checked_pattern(cost.pattern)
+            checked_values(Values(**cost.model_dump(exclude={"pattern"})))
+        except HubError as error:
+            raise _wrong(f"Row {index}: {error.message}", f"costs.{index}.{error.param}") from error
+        if cost.pattern in rates:
+            raise _wrong(f"Row {index}: {cost.pattern} stands there twice.", f"costs.{index}.pattern")
+        rates[cost.pattern] = PackageRate(**cost.model_dump())
+    models: dict[str, tuple[str, ...]] = {pattern.partition("/")[0]: () for pattern in rates}
+    return PackagePrices(name=GIVEN, rates=tuple(rates.values()), models=models)
 
 
 def checked_pattern(pattern: str) -> str:
@@ -107,7 +131,12 @@ def _effective(part: Values | TierValues, unit: str) -> Decimal:
             return Decimal(part.input)
 
 
-def _ahead(text: str, now: datetime) -> datetime:
+def ahead(text: str, now: datetime) -> datetime:
+    """A time from which something counts.
+
+    Raises:
+        HubError: `invalid_request`: no time, not in the future, or years away.
+    """
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

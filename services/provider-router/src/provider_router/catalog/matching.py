@@ -26,7 +26,7 @@ class Costs:
     """The package's prices, made searchable."""
 
     def __init__(self, package: PackagePrices) -> None:
-        self._source = f"genai-prices {package.version}".rstrip()
+        self._source = f"{package.name} {package.version}".rstrip()
         self._known = frozenset(package.models)
         self._exact = {rate.pattern: rate for rate in package.rates}
         self._patterns: dict[str, list[PackageRate]] = {}

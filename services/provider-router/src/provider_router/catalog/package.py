@@ -77,6 +77,7 @@ class PackagePrices(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    name: str = "genai-prices"
     version: str = ""
     rates: tuple[PackageRate, ...] = ()
     models: dict[str, tuple[str, ...]] = {}

@@ -8,6 +8,8 @@ from typing import Final
 
 from contracts.rpc.catalog import RateView
 from contracts.rpc.rate_changes import RateVersion
+from contracts.rpc.rate_rows import FoundRate
+from contracts.usage import RateType
 from provider_router.catalog.costs import Policy, plain, values_of
 from provider_router.catalog.package import PackagePrices, PackageRate
 from provider_router.catalog.patterns import matches, specificity
@@ -37,6 +39,19 @@ def from_row(row: RateRow) -> RateView:
         effective_at=iso(row.effective_at),
         version=row.version,
         deprecated=row.deprecated,
+        type=row.type,
+        about=row.about,
+    )
+
+
+def found_from_row(row: RateRow) -> FoundRate:
+    """A row with what it was computed from."""
+    return FoundRate(
+        **dict(from_row(row)),
+        costs=row.costs,
+        cost_source=row.cost_source,
+        margin_percent=None if row.margin is None else plain(row.margin),
+        changed_at=iso(row.changed_at or row.effective_at),
     )
 
 
@@ -52,6 +67,7 @@ def version_from_row(row: RateRow, previous: RateRow | None) -> RateVersion:
         cost_source=row.cost_source,
         cost_at=None if row.cost_at is None else iso(row.cost_at),
         margin_percent=None if row.margin is None else plain(row.margin),
+        removed=row.removed,
     )
 
 
@@ -83,7 +99,7 @@ DEMO_RATE: Final = RateView(
 def in_force(
     stored: Iterable[RateRow], package: PackagePrices, *, demo: bool, policy: Policy = AT_COST
 ) -> tuple[RateView, ...]:
-    """All rates in the order in which they count: the first whose pattern matches a model is its rate.
+    """All rates of chat calls in the order in which they count: the first whose pattern matches a model is its rate.
 
     A pattern set by hand goes before any other, however broad: whoever sets `openai/*` means all of them. Then come
     rates imported from the package, and last its prices as they are today.
@@ -98,7 +114,8 @@ def packaged(package: PackagePrices, policy: Policy) -> tuple[RateView, ...]:
 
 def in_order(stored: Iterable[RateRow], known: Iterable[RateView], *, demo: bool) -> tuple[RateView, ...]:
     """As `in_force`, with the package's part made before."""
-    ours = sorted((from_row(row) for row in stored), key=lambda rate: (rate.source != OPERATOR, *_order(rate)))
+    chat = (from_row(row) for row in stored if row.type == RateType.CHAT)
+    ours = sorted(chat, key=lambda rate: (rate.source != OPERATOR, *_order(rate)))
     return (*ours, *((DEMO_RATE,) if demo else ()), *known)
 
 

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc.rate_changes import RateChange, RatesChanged
+from contracts.usage import RateType
 from provider_router.catalog.costs import Policy, mapped
 from provider_router.catalog.matching import Cost, Costs
 from provider_router.catalog.package import PackagePrices
 from provider_router.catalog.rates import OPERATOR
-from provider_router.sql.rate_rows import NewRate, RateRow
+from provider_router.sql.rate_rows import NewRate, RateRow, same
 
 _WIDE: Final = Context(prec=120)
 
@@ -69,18 +70,22 @@ class SyncOptions:
     deprecate_unmatched: bool
     changed_by: str
     now: datetime
+    given_costs: bool = False
+    """Whether the costs are somebody's own, and not the package's."""
 
 
 def synced(rows: Sequence[RateRow], package: PackagePrices, options: SyncOptions) -> Plan:
     """Take unit costs over into rates.
 
-    Rates set by hand keep their prices and only learn their costs. A rate that the package knows again is deprecated
-    no more, unless it was taken out by hand.
+    Rates set by hand keep their prices and only learn their costs, unless those were set with them. A rate that the
+    package knows again is deprecated no more, unless it was taken out by hand. Costs are those of tokens: only rates of
+    chat calls are looked at.
     """
     plan = Plan()
     costs = Costs(package)
-    known = {row.pattern for row in rows}
-    for row in rows:
+    chat = [row for row in rows if row.type == RateType.CHAT]
+    known = {row.pattern for row in chat}
+    for row in chat:
         if row.pattern.partition("/")[0] not in options.providers:
             continue
         cost = costs.of(row.pattern)
@@ -89,7 +94,7 @@ def synced(rows: Sequence[RateRow], package: PackagePrices, options: SyncOptions
             continue
         plan.unmatched.append(row.pattern)
         if options.deprecate_unmatched and row.source != OPERATOR and not row.deprecated:
-            plan.add(replace(_same(row, options.changed_by), deprecated=True), row)
+            plan.add(replace(same(row, options.changed_by, "bulk_sync"), deprecated=True), row)
     if options.apply_rates:
         for pattern in _missing(package, known, options.providers):
             cost = costs.of(pattern)
@@ -99,18 +104,19 @@ def synced(rows: Sequence[RateRow], package: PackagePrices, options: SyncOptions
 
 
 def with_margin(rows: Sequence[RateRow], policy: Policy, changed_by: str) -> Plan:
-    """Compute imported rates again with this margin; rates set by hand stay as they are."""
+    """Compute imported rates again with this margin, and those that were set together with their unit costs.
+
+    Others that were set by hand stay as they are.
+    """
     plan = Plan()
     for row in rows:
-        if row.costs is None or row.source == OPERATOR:
+        if row.costs is None or (row.source == OPERATOR and row.cost_source != OPERATOR):
             continue
         values = policy.rates(row.costs)
         if values == row.values and policy.margin_percent == row.margin:
             plan.unchanged += 1
             continue
-        changed = replace(
-            _same(row, changed_by), values=values, margin=policy.margin_percent, change_type="bulk_update"
-        )
+        changed = replace(same(row, changed_by, "bulk_update"), values=values, margin=policy.margin_percent)
         plan.add(changed, row)
     return plan
 
@@ -131,7 +137,7 @@ def in_another_unit(rows: Sequence[RateRow], price: Decimal, changed_by: str) ->
                 f"The rates of {row.pattern} would have too many digits at this price; set them by hand first.",
                 param="price",
             ) from error
-        plan.add(replace(_same(row, changed_by), values=values, change_type="bulk_update"), row)
+        plan.add(replace(same(row, changed_by, "bulk_update"), values=values), row)
     return plan
 
 
@@ -160,6 +166,9 @@ def _created(pattern: str, cost: Cost, options: SyncOptions) -> NewRate:
 
 
 def _update(plan: Plan, row: RateRow, cost: Cost, options: SyncOptions) -> None:
+    if row.cost_source == OPERATOR and not options.given_costs:
+        plan.unchanged += 1  # whoever set its costs knows them better than the package
+        return
     imported = row.source != OPERATOR
     policy = options.policy
     if row.margin is not None and not options.given_margin:
@@ -171,7 +180,7 @@ def _update(plan: Plan, row: RateRow, cost: Cost, options: SyncOptions) -> None:
         plan.unchanged += 1
         return
     updated = replace(
-        _same(row, options.changed_by),
+        same(row, options.changed_by, "bulk_sync"),
         values=values,
         source=cost.source if imported else row.source,
         deprecated=row.deprecated and not revived,
@@ -181,18 +190,3 @@ def _update(plan: Plan, row: RateRow, cost: Cost, options: SyncOptions) -> None:
         margin=policy.margin_percent if applied else row.margin,
     )
     plan.add(updated, row)
-
-
-def _same(row: RateRow, changed_by: str) -> NewRate:
-    return NewRate(
-        pattern=row.pattern,
-        values=row.values,
-        changed_by=changed_by,
-        change_type="bulk_sync",
-        source=row.source,
-        deprecated=row.deprecated,
-        costs=row.costs,
-        cost_source=row.cost_source,
-        cost_at=row.cost_at,
-        margin=row.margin,
-    )

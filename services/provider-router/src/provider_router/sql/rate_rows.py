@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter
 
-from contracts.rpc.catalog import PieceValue, TierValues, Values
+from contracts.rpc.catalog import About, PieceValue, TierValues, Values
 from contracts.rpc.rate_changes import ChangeType
+from contracts.usage import RateType
 from provider_router.catalog.costs import plain
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class RateRow:
     cost_source: str = ""
     cost_at: datetime | None = None
     margin: Decimal | None = None
+    type: RateType = RateType.CHAT
+    about: About | None = None
+    removed: bool = False
+    """A version without rates, beside which the last ones stand."""
+
+    @property
+    def key(self) -> tuple[str, RateType]:
+        """What it is the rate of."""
+        return self.pattern, self.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +67,32 @@ class NewRate:
     cost_at: datetime | None = None
     margin: Decimal | None = None
     expected_version: int | None = None
-    """The pattern's latest version, 0 = none; None = whatever it is."""
+    """The rate's latest version, 0 = none, or none any more; None = whatever it is."""
+    type: RateType = RateType.CHAT
+    about: About | None = None
+    removed: bool = False
+
+
+def same(row: RateRow, changed_by: str, change_type: ChangeType) -> NewRate:
+    """A version like the one before; what is to be different is replaced in it."""
+    return NewRate(
+        pattern=row.pattern,
+        values=row.values,
+        changed_by=changed_by,
+        change_type=change_type,
+        source=row.source,
+        deprecated=row.deprecated,
+        costs=row.costs,
+        cost_source=row.cost_source,
+        cost_at=row.cost_at,
+        margin=row.margin,
+        type=row.type,
+        about=row.about,
+    )
 
 
 def columns(rate: NewRate, effective_at: datetime) -> tuple[object, ...]:
-    """The values of a new row, from its pattern to its margin."""
+    """The values of a new row, from its pattern on."""
     values = rate.values
     return (
         rate.pattern,
@@ -78,6 +109,9 @@ def columns(rate: NewRate, effective_at: datetime) -> tuple[object, ...]:
         rate.cost_source,
         rate.cost_at,
         rate.margin,
+        rate.type,
+        None if rate.about is None else rate.about.model_dump_json(),
+        rate.removed,
     )
 
 
@@ -105,6 +139,9 @@ def from_record(row: "asyncpg.Record") -> RateRow:
         cost_source=row["cost_source"],
         cost_at=row["cost_at"],
         margin=row["margin"],
+        type=RateType(row["type"]),
+        about=None if row["about"] is None else About.model_validate_json(row["about"]),
+        removed=row["removed"],
     )
 
 

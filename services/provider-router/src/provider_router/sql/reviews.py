@@ -22,24 +22,26 @@ insert into catalog.rate_check (checked_by, source, counts, found) values ($1, $
 _PROPOSE: Final = """
 insert into catalog.rate_proposal (pattern, version, reason, drift, new_rates, new_costs, cost_source, digest)
 select $1::text, max(revision), $2::text, $3::numeric, $4::jsonb, $5::jsonb, $6::text, $7::text
-  from catalog.rate where pattern = $1::text having max(revision) is not null
+  from catalog.rate where pattern = $1::text and type = 'chatCompletion' having max(revision) is not null
 on conflict (version, digest) do nothing returning id
 """
 _REFUSED: Final = """
 select exists (
     select from catalog.rate_proposal p join catalog.rate_decision d on d.proposal = p.id
      where p.pattern = $1 and p.digest = $2
-       and p.version = (select max(revision) from catalog.rate where pattern = $1))
+       and p.version = (select max(revision) from catalog.rate where pattern = $1 and type = 'chatCompletion'))
 """
 _PROPOSAL: Final = """
        p.id::text as proposal_id, p.pattern, p.version, p.reason, p.drift, p.new_rates, p.new_costs, p.cost_source,
        p.proposed_at
 """
-# A proposal is void once its pattern has a later version.
+# Proposals are about rates of chat calls; one is void once its pattern has a later version.
 _OPEN: Final = f"""
 select {_PROPOSAL} from catalog.rate_proposal p
  where not exists (select from catalog.rate_decision d where d.proposal = p.id)
-   and not exists (select from catalog.rate r where r.pattern = p.pattern and r.revision > p.version)
+   and not exists (
+       select from catalog.rate r
+        where r.pattern = p.pattern and r.type = 'chatCompletion' and r.revision > p.version)
  order by p.proposed_at, p.id
 """  # noqa: S608 - our own words only
 _ONE: Final = f"select {_PROPOSAL} from catalog.rate_proposal p where p.id::text = $1"  # noqa: S608 - our own words only
