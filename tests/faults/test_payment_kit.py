@@ -5,8 +5,11 @@ Rows 17 to 20 of the crash table are here.
 
 import asyncio
 import json
+import os
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -16,6 +19,7 @@ from rig.payment_kit import KEY
 from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError
+from contracts.permissions import OPERATOR
 from contracts.rpc import metering, payments
 from contracts.rpc.payments import PaymentPause, PaymentRetried, PaymentRetry, PaymentStatus, PaymentStatusGet
 from faults.clients import Payer
@@ -55,6 +59,72 @@ async def scene(one_scene: Scene, kit: Kit) -> AsyncIterator[Scene]:
     await kit.start()
     await one_scene.mend()
     yield one_scene
+
+
+async def command(scene: Scene, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of a `hub` command that is pointed at the scene."""
+    credentials, ports = scene.hub.servers.credentials, scene.hub.servers.ports
+    urls = dict.fromkeys(("nats_provision_url", "nats_monitor_url", "database_url"), "")
+    state = {
+        "supervisor_pid": os.getpid(), "started_at": "", "urls": scene.hub.urls, "ops": {}, "database_urls": {},
+        "nats_url": credentials.nats_url(OPERATOR, ports.nats), "processes": [], **urls,
+    }  # fmt: skip
+    (folder / "hub.json").write_text(json.dumps(state))
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("hub"), *arguments, env={**os.environ, "HUB_DATA_DIR": str(folder)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+@pytest.mark.parity(69)
+async def test_an_operator_converts_the_unit_over_the_death_of_metering_and_every_grant_has_one_new_one(
+    scene: Scene, kit: Kit, tmp_path: Path
+) -> None:
+    """The first one here: afterwards charges are in US dollars, as they are for all others."""
+    old, older = "agent-hub-ai-meter", {"HUB_PAYMENT_KIT_UNIT": "credits"}
+    payer = await scene.payer("1")
+    await kit.control("meter", {"event_name": old, "unit": "AIGNE Hub Credits"})
+    dids = [payer.account.rpartition(":")[2], "z1second", "z1third"]
+    for did in dids:
+        await kit.control("grant", {"did": did, "meter": old, "amount": "400.5"})
+    await scene.restart("metering", {**older, "HUB_FAIL": "metering.after_grant_made:kill:after=1"})
+
+    async def served() -> bool:
+        return (await payer.chat()).final
+
+    await until(served, within_s=20, what="a call is paid in old credits")
+    code, out = await command(scene, tmp_path, "credits", "convert", "1")
+    assert (code, "3 of 3 grants" in out) == (0, True), out
+    code, out = await command(scene, tmp_path, "credits", "convert", "1", "--apply")
+    assert (code, "does not answer" in out) == (1, True), out
+    assert await scene.hub.gone("metering") == -9
+    begun = [grant for grant in await kit.control("grants") if "migratedFromGrantId" in grant["metadata"]]
+    assert begun, "a new grant was made and the old one has not ended"
+    await scene.hub.processes.start("metering", older)
+    await scene.hub.ready("metering")
+    code, out = await command(scene, tmp_path, "credits", "convert", "1", "--apply")
+    assert (code, "3 of 3 grants moved" in out, "HUB_PAYMENT_KIT_UNIT=USD" in out) == (0, True, True), out
+    assert not (await payer.chat()).final, "calls are refused until it is finished"
+    grants = await kit.control("grants")
+    made = [grant["metadata"].get("migratedFromGrantId") for grant in grants]
+    assert sorted(filter(None, made)) == sorted(grant["id"] for grant in grants if grant["currency_id"] == "pc_2")
+
+    await scene.restart("metering", {})
+    code, out = await command(scene, tmp_path, "credits", "convert", "1", "--finish")
+    assert (code, "calls are admitted" in out) == (0, True), out
+    await until(served, within_s=20, what="a call is paid in US dollars")
+    assert await even(scene, kit, payer) > 0
+    assert {event["event_name"] for event in journal(kit, payer)} == {old, f"{old}-v2"}
+    async with httpx2.AsyncClient(base_url=scene.hub.url, headers=scene.hub.headers, trust_env=False) as http:
+        told = (await http.get("/api/migration/status")).json()
+        again = await http.post("/api/migration/grants", json={"baseCreditPrice": 1, "dryRun": True}, timeout=30)
+    assert (told["paymentRunning"], told["migrationEnabled"], told["oldMeter"]["currencyId"]) == (True, True, "pc_2")
+    assert (told["totalGrantCount"], told["unmigratedGrantCount"]) == (3, 0)
+    assert again.json()["success"], again.text
+    assert again.json()["summary"] == {"total": 3, "processed": 3, "migrated": 0, "skipped": 3, "errors": 0}
 
 
 async def killed_while_reporting(scene: Scene, payer: Payer, point: str) -> None:

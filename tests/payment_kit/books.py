@@ -55,6 +55,10 @@ class Books:
     prices: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By lookup key; so are payment links."""
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By mount location."""
+    renames_currencies: bool = True
+    """Whether a meter's new unit names its currency, too."""
     recharge: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Recharge settings by currency."""
     recharging: set[str] = field(default_factory=set)
@@ -94,6 +98,35 @@ class Books:
         self._write("meter_unit", {"event_name": meter["event_name"], "unit": wanted["unit"]})
         return meter
 
+    def change_currency(self, currency: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Another name or symbol."""
+        if currency not in {meter["currency_id"] for meter in self.meters.values()}:
+            raise RefusedError(404, "Currency not found")
+        self._write("currency", {"currency": currency, "wanted": wanted})
+        return {"id": currency, **wanted}
+
+    def make_setting(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A setting, one per mount location."""
+        if not isinstance(wanted.get("mountLocation"), str) or wanted.get("type") != "notification":
+            raise RefusedError(400, '"type" and "mountLocation" are required')
+        if wanted["mountLocation"] in self.settings:
+            raise RefusedError(400, "Setting already exists")
+        self._write("setting", {"wanted": wanted})
+        return self.settings[wanted["mountLocation"]]
+
+    def setting(self, name: str) -> dict[str, Any]:
+        """By mount location or id."""
+        for place, setting in self.settings.items():
+            if name in {place, setting["id"]}:
+                return setting
+        raise RefusedError(404, "Setting not found")
+
+    def change_setting(self, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Other settings."""
+        setting = self.setting(name)
+        self._write("setting_change", {"place": setting["mountLocation"], "settings": wanted["settings"]})
+        return setting
+
     def make_customer(self, did: str) -> dict[str, Any]:
         """A customer, if there is none of this DID."""
         if did not in self.customers:
@@ -110,6 +143,20 @@ class Books:
             raise RefusedError(400, "Currency not found")
         self._write("grant", {"wanted": {**wanted, "customer_id": customer["id"]}})
         return self.grants[-1]
+
+    def grant(self, grant_id: str) -> dict[str, Any]:
+        """By id."""
+        for grant in self.grants:
+            if grant["id"] == grant_id:
+                return grant
+        raise RefusedError(404, "Credit grant not found")
+
+    def change_grant(self, grant_id: str, wanted: dict[str, Any]) -> None:
+        """Other metadata in place of the old, or an end now: `{metadata?, expired?}`, as in the published types."""
+        grant = self.grant(grant_id)
+        if wanted.get("expired") and grant["status"] not in {"granted", "pending"}:
+            raise RefusedError(400, f"Credit grant is {grant['status']}")
+        self._write("grant_change", {"id": grant_id, "wanted": wanted})
 
     def make_event(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Usage: consumes grants, the rest stays pending.
@@ -263,7 +310,21 @@ class Books:
 
     def _apply_meter_unit(self, line: dict[str, Any]) -> None:
         meter = self.meters[line["event_name"]]
-        meter["unit"] = meter["paymentCurrency"]["name"] = meter["paymentCurrency"]["symbol"] = line["unit"]
+        meter["unit"] = line["unit"]
+        if self.renames_currencies:
+            meter["paymentCurrency"]["name"] = meter["paymentCurrency"]["symbol"] = line["unit"]
+
+    def _apply_currency(self, line: dict[str, Any]) -> None:
+        for meter in self.meters.values():
+            if meter["currency_id"] == line["currency"]:
+                meter["paymentCurrency"] |= line["wanted"]
+
+    def _apply_setting(self, line: dict[str, Any]) -> None:
+        wanted = line["wanted"]
+        self.settings[wanted["mountLocation"]] = {**wanted, "id": f"set_{len(self.settings) + 1}", "livemode": True}
+
+    def _apply_setting_change(self, line: dict[str, Any]) -> None:
+        self.settings[line["place"]]["settings"] = line["settings"]
 
     def _apply_customer(self, line: dict[str, Any]) -> None:
         customer = f"cus_{len(self.customers) + 1}"
@@ -276,16 +337,24 @@ class Books:
         grant = {
             "priority": 50,
             "expires_at": 0,
+            "metadata": {},
             **wanted,
             "id": f"crdg_{len(self.grants) + 1}",
             "amount": amount,
             "remaining_amount": amount,
-            "status": "granted",
+            "status": "pending" if wanted.get("effective_at", 0) > line["at"] else "granted",
             "livemode": True,
         }
         self.grants.append(grant)
         for event in self._open.pop(grant["customer_id"], []):
             self._consume(event)
+
+    def _apply_grant_change(self, line: dict[str, Any]) -> None:
+        grant, wanted = self.grant(line["id"]), line["wanted"]
+        if "metadata" in wanted:
+            grant["metadata"] = wanted["metadata"]
+        if wanted.get("expired"):
+            grant["status"] = "expired"
 
     def _apply_meter_event(self, line: dict[str, Any]) -> None:
         wanted = line["wanted"]

@@ -16,6 +16,8 @@ Action = Literal[
     "redirect",  # not applied, 302
     "wrong_amount",  # applied, but the answer names another amount
 ]
+GrantList = Literal["counted", "uncounted", "data", "bare"]
+"""How grants are listed: nobody recorded which one it is."""
 DuplicateForm = Literal["text", "conflict", "object", "list", "database", "same_event", "error_in_success"]
 
 
@@ -42,6 +44,10 @@ class Faults:
     rules: list[Rule] = field(default_factory=list)
     duplicate_form: DuplicateForm = "text"
     hits: Counter[str] = field(default_factory=Counter)
+    grant_list: GrantList = "counted"
+    grant_filters: bool = True
+    """Whether a currency narrows the list of grants."""
+    grant_page_max: int = 100
 
     def replace(self, rules: list[dict[str, Any]]) -> None:
         """Other rules; what was hit so far is forgotten."""
@@ -57,6 +63,18 @@ class Faults:
                 self.hits[rule.action] += 1
                 return rule
         return None
+
+    def listed(self, page: dict[str, Any]) -> Any:
+        """A page of grants in the form in force."""
+        match self.grant_list:
+            case "uncounted":
+                return {"list": page["list"], "paging": page["paging"]}
+            case "data":
+                return {"data": page["list"]}
+            case "bare":
+                return page["list"]
+            case _:
+                return page
 
     def told(self) -> dict[str, Any]:
         """For whoever asks over HTTP."""

@@ -103,6 +103,14 @@ class Server:
     def _meter_make(self, asked: Asked) -> Any:
         return self.books.make_meter(asked.body)
 
+    def _setting(self, asked: Asked, name: str) -> Any:
+        if asked.method == "PUT":
+            return self.books.change_setting(name, asked.body)
+        return self.books.setting(name)
+
+    def _setting_make(self, asked: Asked) -> Any:
+        return self.books.make_setting(asked.body)
+
     def _customer(self, asked: Asked, name: str) -> Any:
         if asked.body.get("create") and not name.startswith("cus_"):
             return self.books.make_customer(name)
@@ -143,14 +151,20 @@ class Server:
         return {"can_continue": False, "reason": "auto_recharge_disabled"}
 
     def _grants(self, asked: Asked) -> Any:
-        customer = self.books.customer(asked.query["customer_id"])["id"]
-        return _page([grant for grant in self.books.grants if grant["customer_id"] == customer], asked.query)
+        q, rows = asked.query, self.books.grants
+        if "customer_id" in q:
+            customer = self.books.customer(q["customer_id"])["id"]
+            rows = [grant for grant in rows if grant["customer_id"] == customer]
+        if "currency_id" in q and self.faults.grant_filters:
+            rows = [grant for grant in rows if grant["currency_id"] == q["currency_id"]]
+        size = min(int(q.get("pageSize", 20)), self.faults.grant_page_max)
+        return self.faults.listed(_page(rows, {**q, "pageSize": str(size)}))
 
-    def _grant(self, _asked: Asked, grant_id: str) -> Any:
-        for grant in self.books.grants:
-            if grant["id"] == grant_id:
-                return grant
-        raise RefusedError(404, "Credit grant not found")
+    def _grant(self, asked: Asked, grant_id: str) -> Any:
+        if asked.method == "PUT":
+            self.books.change_grant(grant_id, asked.body)
+            return {"success": True}
+        return self.books.grant(grant_id)
 
     def _grant_make(self, asked: Asked) -> Any:
         grant = self.books.make_grant(asked.body)
@@ -163,6 +177,9 @@ class Server:
 
     def _webhook_make(self, asked: Asked) -> Any:
         return self.books.add_webhook(asked.body)
+
+    def _currency(self, asked: Asked, currency: str) -> Any:
+        return self.books.change_currency(currency, asked.body)
 
     def _currencies(self, _asked: Asked) -> Any:
         return self.books.currencies()
@@ -217,10 +234,10 @@ class Server:
         match (asked.method, asked.path):
             case ("GET", "/control/journal"):
                 return self.books.journal
-            case ("GET", "/control/events"):
-                return self.books.events
             case ("GET", "/control/health"):
                 return {"requests": self.requests}
+            case ("GET", "/control/events" | "/control/grants"):
+                return self.books.events if asked.path.endswith("events") else self.books.grants
             case ("POST", "/control/faults"):
                 self.faults.replace(asked.body.get("rules", []))
             case ("POST", "/control/options"):
@@ -230,11 +247,13 @@ class Server:
                 self.books.lose(asked.body["identifier"])
             case ("POST", "/control/change"):
                 self.books.change(asked.body["identifier"], asked.body["value"])
+            case ("POST", "/control/meter"):
+                self.books.make_meter(asked.body)
             case ("POST", "/control/recharge"):
                 self.books.recharging.add(asked.body["did"])
             case ("POST", "/control/grant"):
                 customer = self.books.make_customer(asked.body["did"])
-                meter = next(iter(self.books.meters.values()))
+                meter = self.books.meter(asked.body.pop("meter", next(iter(self.books.meters))))
                 wanted = {"currency_id": meter["currency_id"], "name": "by a test", "category": "paid"}
                 grant = self.books.make_grant({**wanted, **asked.body, "customer_id": customer["id"]})
                 self._announce("customer.credit_grant.granted", grant)
@@ -251,6 +270,11 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"/api/credit-grants", Server._grants),
     ("POST", r"/api/credit-grants", Server._grant_make),
     ("GET", r"/api/credit-grants/([^/]+)", Server._grant),
+    ("PUT", r"/api/credit-grants/([^/]+)", Server._grant),
+    ("GET", r"/api/settings/([^/]+)", Server._setting),
+    ("PUT", r"/api/settings/([^/]+)", Server._setting),
+    ("POST", r"/api/settings", Server._setting_make),
+    ("PUT", r"/api/payment-currencies/([^/]+)", Server._currency),
     ("GET", r"/api/credit-transactions", Server._transactions),
     ("GET", r"/api/customers/([^/]+)", Server._customer),
     ("POST", r"/api/meters", Server._meter_make),

@@ -18,6 +18,7 @@ from runtime.bus import Bus
 from runtime.rpc import answer, ask
 
 _OUTCOMES_S = 2.0
+_LONG_S = 45.0
 A = TypeVar("A", bound=BaseModel)
 _WHO = "operator"
 """Who asks by RPC: nobody but operators has a bus user that may."""
@@ -116,6 +117,10 @@ class Peers:
     async def credit(self, method: str, request: BaseModel, reply: type[A]) -> A:
         """Ask metering something about credit (`contracts.rpc.credit`)."""
         return await ask(self._bus, metering.SERVICE, method, request, reply)
+
+    async def long(self, method: str, request: BaseModel, reply: type[A]) -> A:
+        """Ask metering something for which it may have to ask others."""
+        return await ask(self._bus, metering.SERVICE, method, request, reply, _LONG_S)
 
     async def grant_welcome(self, account: str, grant_id: str) -> None:
         """Give an account its welcome grant; the same id again changes nothing."""

@@ -92,13 +92,13 @@ async def metering(settings: Settings, process: str) -> AsyncIterator[None]:
         bus.after_reconnect(leases.interrupted)
         bus.after_reconnect(usage.reconnected)
         await stack.enter_async_context(background("notices", notices.run()))
-        await stack.enter_async_context(_open_to_reserves(turns, pool))
+        await stack.enter_async_context(_open_to_reserves(turns, pool, None if payment is None else payment.unit))
         await stack.enter_async_context(background("quarantine", quarantine.run()))
         await stack.enter_async_context(_turning(turns, settings.drain_s))
         runs = Runs(dsn, pool, BusView(bus, f"{inbox}.stored"), None if payment is None else payment.events)
         stack.push_async_callback(runs.stop)
         broker = rpc_broker(url, name=f"{process}-rpc", inbox_prefix=inbox)
-        rpc.serve(broker, pool, leases, notices.changed, payment, settings.payment_link)
+        rpc.serve(broker, pool, leases, notices.changed, payment, settings.payment_link, settings.credit_price)
         rpc.serve_books(broker, pool, runs, usage, timedelta(seconds=settings.grant_notices_kept_s))
         await stack.enter_async_context(_started(broker))
         await stack.enter_async_context(_listening(bus, turns, leases))
@@ -166,16 +166,18 @@ async def _turning(turns: Turns, drain_s: float) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _open_to_reserves(turns: Turns, pool: Pool) -> AsyncIterator[None]:
+async def _open_to_reserves(turns: Turns, pool: Pool, unit: str | None) -> AsyncIterator[None]:
     """Reserves are taken unless the unit of credits is being converted; entered once that is known."""
 
     def close(closed: bool) -> None:  # noqa: FBT001 - what is told
         if closed != turns.closed:
-            _log.warning("reserves are refused: credits change their unit" if closed else "reserves are taken again")
+            _log.warning(
+                "reserves are refused: credits change their unit, or have" if closed else "reserves are taken again"
+            )
         turns.closed = closed
 
-    close(await conversion.is_open(pool) is not False)
-    async with background("conversions", conversion.watch(pool, close)):
+    close(await conversion.is_open(pool, unit) is not False)
+    async with background("conversions", conversion.watch(pool, unit, close)):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import conversion as v
 from contracts.rpc import credit as c
+from contracts.rpc import grant_conversion as g
 from contracts.rpc import metering as q
 from contracts.rpc import model_calls, payments
 from contracts.rpc import reconcile as r
@@ -44,6 +46,7 @@ def serve(
     changed: Changed,
     payment: Adapter | None,
     payment_link: str | None,
+    credit_price: Decimal,
 ) -> None:
     """Add every method to a broker that has not started; `changed` hears of accounts whose credit was changed by hand.
 
@@ -68,6 +71,7 @@ def serve(
     answer(broker, ME, c.STATEMENT, c.StatementGet, c.Statement, partial(statements.statement, pool))
     if payment is None:
         _serve_ledger(broker, pool, changed, payment_link)
+        _serve_without_payment_kit(broker, credit_price)
     else:
         _serve_payment_kit(broker, payment)
 
@@ -105,6 +109,14 @@ def _serve_ledger(broker: NatsBroker, pool: Pool, changed: Changed, payment_link
     answer(broker, ME, payments.PAYMENT_RETRY, payments.PaymentRetry, payments.PaymentRetried, off.retry)
 
 
+def _serve_without_payment_kit(broker: NatsBroker, credit_price: Decimal) -> None:
+    """Questions about grants that Payment Kit would hold."""
+    answer(broker, ME, g.GRANTS_CONVERT, g.GrantsConvert, g.GrantsConversion, off.convert)
+    answer(broker, ME, g.GRANTS_CONVERSION, g.GrantsConversionGet, g.GrantsConversion, off.conversion)
+    answer(broker, ME, g.GRANTS_CONVERT_FINISH, g.GrantsConvertFinish, g.GrantsConversion, off.finish)
+    answer(broker, ME, g.GRANTS_UNIT, g.GrantsUnitGet, g.GrantsUnit, partial(off.unit, credit_price))
+
+
 def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     """Credit is Payment Kit's: grants are made there, and all other changes too."""
     answer(broker, ME, q.GRANT, q.Grant, q.Balance, payment.grants.grant)
@@ -112,6 +124,11 @@ def _serve_payment_kit(broker: NatsBroker, payment: Adapter) -> None:
     answer(broker, ME, v.CONVERSION_START, v.ConversionStart, v.Conversion, _not_converted)
     answer(broker, ME, v.CONVERSION_ACCOUNTS, v.ConversionAccounts, v.ConversionPage, _not_converted)
     answer(broker, ME, v.CONVERSION_FINISH, v.ConversionFinish, v.Conversion, _not_converted)
+    conversions = payment.conversions
+    answer(broker, ME, g.GRANTS_CONVERT, g.GrantsConvert, g.GrantsConversion, conversions.start)
+    answer(broker, ME, g.GRANTS_CONVERSION, g.GrantsConversionGet, g.GrantsConversion, conversions.get)
+    answer(broker, ME, g.GRANTS_CONVERT_FINISH, g.GrantsConvertFinish, g.GrantsConversion, conversions.finish)
+    answer(broker, ME, g.GRANTS_UNIT, g.GrantsUnitGet, g.GrantsUnit, conversions.unit)
     _change(broker, c.ADJUST, c.Adjust, _elsewhere)
     _change(broker, c.REFUND_CALL, c.RefundCall, _elsewhere)
     _change(broker, c.REFUND_GRANT, c.RefundGrant, _elsewhere)
@@ -151,7 +168,7 @@ def _telling(
 
 
 async def _not_converted(_request: BaseModel) -> NoReturn:
-    raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps the credit of this hub's accounts; convert its grants there.")
+    raise HubError(ErrorCode.CONFLICT, "Payment Kit keeps this hub's grants: `grants_convert` moves them.")
 
 
 async def _elsewhere(_request: BaseModel) -> c.CreditChanged:

@@ -89,7 +89,7 @@ class Model:
             await self.pool.execute(sql, self.unmarked.pop())
 
     async def begin_reading(self) -> None:
-        self.readings.append([await self.pool.fetchrow(_BEFORE, A), None])
+        self.readings.append([await self.pool.fetchrow(_BEFORE, A, "USD"), None])
 
     async def read(self) -> None:
         for reading in self.readings:

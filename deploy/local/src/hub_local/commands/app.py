@@ -43,6 +43,7 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "status": ("payments:status", "Show how reporting to Payment Kit goes, and what is parked."),
         "pause": ("payments:pause", "Send no more meter events; they are kept."),
         "resume": ("payments:resume", "Go on sending meter events."),
+        "units": ("grant_conversion:units", "Show the meters of both units, and what is left in the older one."),
         "retry": ("payments:retry", "Try parked meter events again, as they are; without names, all."),
     },
     "rates": {

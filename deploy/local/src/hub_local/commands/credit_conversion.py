@@ -9,8 +9,8 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from contracts.money import to_text
-from contracts.rpc import catalog, conversion, metering, rate_changes
-from hub_local.commands import show
+from contracts.rpc import conversion, metering, payments
+from hub_local.commands import grant_conversion, show
 from hub_local.commands.session import UsageError, ask, connected, run
 from runtime import rpc
 from runtime.bus import Bus
@@ -26,7 +26,8 @@ def convert(price: str, *, apply: Flag = False, finish: Flag = False, wait: floa
 
     Without an option it only shows what would become of each. With --apply calls are refused from then on; restart the
     hub with the settings of the new unit, then --finish admits them again. Whatever is cut short goes on when the same
-    command is given again; nothing is converted twice.
+    command is given again; nothing is converted twice. With Payment Kit its grants become grants of the meter in US
+    dollars; a hub that counts in them already keeps its rates and needs neither a restart nor --finish.
 
     Args:
         price: new credits for one old credit, e.g. 0.0000025.
@@ -36,6 +37,8 @@ def convert(price: str, *, apply: Flag = False, finish: Flag = False, wait: floa
     """
     if apply and finish:
         raise SystemExit("hub: give --apply first, restart with the new settings, then give --finish")
+    if run(_has_payment_kit()):
+        raise SystemExit(grant_conversion.convert(price, apply=apply, finish=finish, wait_s=wait))
     if finish:
         done = run(_finished(price))
         _sums(done)
@@ -43,6 +46,13 @@ def convert(price: str, *, apply: Flag = False, finish: Flag = False, wait: floa
         raise SystemExit(1 if done.late else 0)
     problems = run(_applied(price, wait) if apply else _tried(price))
     raise SystemExit(1 if problems else 0)
+
+
+async def _has_payment_kit() -> bool:
+    status = await ask(
+        metering.SERVICE, payments.PAYMENT_STATUS, payments.PaymentStatusGet(parked_max=0), payments.PaymentStatus
+    )
+    return status.is_on
 
 
 async def _finished(price: str) -> conversion.Conversion:
@@ -53,7 +63,7 @@ async def _finished(price: str) -> conversion.Conversion:
 async def _tried(price: str) -> int:
     """Show what would become of everything; returns how many accounts could not be converted now."""
     async with connected() as bus:
-        rates = await _rates(bus, price, dry_run=True)
+        rates = await grant_conversion.rates(bus, price, dry_run=True)
         accounts = [account async for account in _accounts(bus, price, dry_run=True)]
     _problems(accounts)
     with localcontext(_EXACT):
@@ -68,7 +78,7 @@ async def _tried(price: str) -> int:
 
 async def _applied(price: str, wait_s: float) -> int:
     async with connected() as bus:
-        await _rates(bus, price, dry_run=True)  # refused before calls are
+        await grant_conversion.rates(bus, price, dry_run=True)  # refused before calls are
         started = await _started(bus, price)
         if started.finished_at is not None:
             _sums(started)
@@ -80,7 +90,7 @@ async def _applied(price: str, wait_s: float) -> int:
         _problems(left)
         done = await _started(bus, price)
         if not done.waiting:
-            rates = await _rates(bus, price, dry_run=False)
+            rates = await grant_conversion.rates(bus, price, dry_run=False)
             print(f"{rates.updated} rates changed, {rates.unchanged} had been")
     _sums(done)
     if done.waiting:
@@ -121,11 +131,6 @@ async def _accounts(bus: Bus, price: str, *, dry_run: bool) -> AsyncIterator[con
         for account in page.accounts:
             yield account
         after = page.next_after
-
-
-async def _rates(bus: Bus, price: str, *, dry_run: bool) -> rate_changes.RatesChanged:
-    wanted = conversion.RatesConvert(price=price, dry_run=dry_run)
-    return await rpc.ask(bus, catalog.SERVICE, conversion.RATES_CONVERT, wanted, rate_changes.RatesChanged, _LONG_S)
 
 
 def _sums(done: conversion.Conversion) -> None:

@@ -23,6 +23,7 @@ from gateway.api import (
     calls,
     credit,
     errors,
+    migration,
     model_rates,
     models,
     payment,
@@ -125,6 +126,8 @@ ROUTES: Final = (
         "/api/credit/expiries", credit.expire, "admin", "admin", _CHANGE, ("POST",),
         credit.ExpiryBody,
     ),
+    Route("/api/migration/grants", migration.grants, "admin", "admin", _CHANGE, ("POST",), migration.GrantsBody),
+    Route("/api/migration/status", migration.status, "admin", "admin"),
     Route(
         payment.CALLBACK_PATH,
         payment.callback,
@@ -157,6 +160,7 @@ _ADMIN_PREFIXES: Final = (
     "/api/user/",
     "/api/admin/",
     "/api/credit/",
+    "/api/migration/",
     "/api/payment/",
 )
 _REQUEST_SCHEMA: Final = "ChatCompletionRequest"

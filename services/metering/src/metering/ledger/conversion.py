@@ -37,7 +37,11 @@ LOOK_S: Final = 1.0
 """How often a metering looks whether a conversion is open."""
 KNOWN_S: Final = 5.0
 """After this long every metering knows."""
-_IS_OPEN: Final = "select exists (select from metering.conversion where finished_at is null)"
+_IS_OPEN: Final = """
+select exists (select from metering.conversion where finished_at is null)
+    or exists (select from metering.grant_conversion where state in ('running', 'moved') and not dry_run)
+    or exists (select from metering.payment_control where unit <> $1)
+"""
 _START: Final = "insert into metering.conversion (id, price) values ($1, $2) on conflict do nothing"
 _STANDING: Final = f"""
 select c.started_at, c.finished_at, clock_timestamp() - c.started_at > interval '{KNOWN_S} s' as is_known,
@@ -181,20 +185,25 @@ class Conversions:
         return done
 
 
-async def is_open(pool: Pool) -> bool | None:
-    """Whether a conversion is open; None while the books do not answer."""
+async def is_open(pool: Pool, unit: str | None = None) -> bool | None:
+    """Whether a conversion is open, or left charges in another unit than ours; None while the books do not answer.
+
+    Args:
+        pool: of the books.
+        unit: what this process counts in; None without Payment Kit.
+    """
     try:
-        return bool(await pool.fetchval(_IS_OPEN))
+        return bool(await pool.fetchval(_IS_OPEN, unit))
     except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
         _log.info("conversions not looked for", error=type(error).__name__)
         return None
 
 
-async def watch(pool: Pool, close: Callable[[bool], None]) -> None:
+async def watch(pool: Pool, unit: str | None, close: Callable[[bool], None]) -> None:
     """Tell whether a conversion is open, every second, until cancelled; while the books are away it is as it was."""
     while True:
         await asyncio.sleep(LOOK_S)
-        found = await is_open(pool)
+        found = await is_open(pool, unit)
         if found is not None:
             close(found)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 _IS_OLD: Final = """
-select exists (
+select $1::uuid < metering.unit_bound() or exists (
     select from metering.model_call m join metering.conversion_account d on d.account = m.account
     where m.id = $1::uuid and m.id < metering.id_bound(d.at)
 )

@@ -11,6 +11,8 @@ import structlog
 from metering.payment_kit import client
 from metering.payment_kit.callback import Callbacks
 from metering.payment_kit.circuit import Circuit
+from metering.payment_kit.conversion import GrantConversions
+from metering.payment_kit.conversion_run import GrantConversionRuns
 from metering.payment_kit.grants import Grants
 from metering.payment_kit.links import Links
 from metering.payment_kit.look_up import EventList
@@ -50,6 +52,9 @@ class Adapter:
     status: Status
     links: Links
     events: EventList
+    conversions: GrantConversions
+    unit: str
+    """What this process counts in."""
 
 
 @asynccontextmanager
@@ -73,16 +78,18 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
                 timeout_s=settings.payment_kit_timeout_s,
             )
         )
-        meters = Meters(kit, settings.payment_kit_unit)
+        meters = Meters(kit, settings.payment_kit_unit, pool)
         circuit = Circuit(asyncio.get_running_loop().time, min(60.0, settings.payment_kit_backoff_max_s))
         mirror = Mirror(kit, meters, pool, settings.payment_kit_refresh_s, circuit)
         sender = Sender(kit, meters, pool, settings, circuit)
         status = Status(settings, pool, circuit)
         links = Links(kit, meters, pool, settings)
+        conversions = GrantConversions(kit, meters, pool, settings)
         for name, work in (
             ("balances", mirror.run()),
             ("outbox gauges", status.count()),
             ("payment link", links.run()),
+            ("grant conversions", GrantConversionRuns(conversions).run()),
         ):
             await stack.enter_async_context(background(name, work))
         await stack.enter_async_context(_sending(sender))
@@ -94,6 +101,8 @@ async def opened(settings: PaymentKitSettings) -> AsyncIterator[Adapter | None]:
             status,
             links,
             EventList(kit, meters),
+            conversions,
+            settings.payment_kit_unit,
         )
 
 

@@ -132,8 +132,10 @@ def _notice(found: Any, grant_id: str, meter: Meter) -> tuple[str, Decimal, str,
     ends = found.get("expires_at")
     if not isinstance(ends, int) or not 0 < ends < _YEAR_10000:
         ends = None  # 0 or absent: never
-    metadata = found.get("metadata")
-    is_welcome = isinstance(metadata, dict) and metadata.get("welcomeCredit") is True
+    metadata = found["metadata"] if isinstance(found.get("metadata"), dict) else {}
+    if metadata.get("migratedFromGrantId") or metadata.get("migratedTo"):
+        return None  # only its unit has changed
+    is_welcome = metadata.get("welcomeCredit") is True
     category = "welcome" if is_welcome else "paid" if found.get("category") == "paid" else "promotional"
     name = str(found.get("name") or "").replace("\x00", "")[:_NAME_CHARS]
     return level, amount, category, name, None if ends is None else datetime.fromtimestamp(ends, UTC)

@@ -17,6 +17,7 @@ from contracts.errors import ErrorCode, HubError
 from contracts.money import rounded
 from contracts.rpc.metering import AccountsOpen, AccountsOpened, Balance, BalanceGet, Grant
 from metering import accounts
+from metering.payment_kit import grant_list
 from metering.payment_kit.amounts import to_decimal_text
 from metering.payment_kit.client import PaymentKit, PaymentKitError
 from metering.payment_kit.look_up import customer_id
@@ -27,9 +28,7 @@ from runtime.postgres import Pool
 
 _log = structlog.get_logger("payment_kit")
 _AT_ONCE: Final = 8
-_PAGE: Final = 100
 _PRIORITY: Final = 50
-_PAGES_MAX: Final = 200
 _NAMES: Final = {
     "welcome": "New user bonus credit",
     "top_up": "Top-up",
@@ -41,6 +40,12 @@ _NEW: Final = (
     " (id, account, amount, category, reason, granted_by, name, priority, effective_at, expires_at)"
     " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing"
 )
+_CHANGES_UNIT: Final = """
+select exists (select from metering.payment_control where unit <> $1) or exists (
+    select from metering.grant_conversion where state in ('running', 'moved') and not dry_run and from_unit <> 'USD'
+)
+"""
+"""Whether a grant that is made now would be in a unit that nobody counts in any more."""
 _SAME: Final = "select account = $2 and amount = $3 from metering.credit_grant where id = $1"
 
 
@@ -69,6 +74,8 @@ class Grants:
         if "\x00" in request.reason + request.granted_by + request.name:
             raise HubError(ErrorCode.INVALID_REQUEST, "NUL cannot be stored.", param="reason")
         _check_times(request)
+        if await self.pool.fetchval(_CHANGES_UNIT, self.meters.unit):
+            raise HubError(ErrorCode.SERVICE_UNAVAILABLE, "Credits change their unit; give the same grant again later.")
         await self.pool.execute(
             _NEW,
             grant_id,
@@ -124,7 +131,7 @@ class Grants:
             return
         meter = await self.meters.get()
         customer = await customer_id(self.kit, customer_did(request.account))
-        if await self._is_made(grant_id, customer, meter.currency_id):
+        if await self._is_made(grant_id, customer):
             return
         wanted: dict[str, Any] = {
             "customer_id": customer,
@@ -141,25 +148,12 @@ class Grants:
             wanted["effective_at"] = int(request.effective_at.timestamp())
         await self.kit.ask("POST", "/api/credit-grants", body=wanted)
 
-    async def _is_made(self, grant_id: str, customer: str, currency: str) -> bool:
-        for page in range(1, _PAGES_MAX + 1):
-            query: dict[str, str | int | None] = {
-                "customer_id": customer,
-                "currency_id": currency,
-                "page": page,
-                "pageSize": _PAGE,
-            }
-            document = await self.kit.ask("GET", "/api/credit-grants", query)
-            listed: Any = document.get("list") if isinstance(document, dict) else document
-            if not isinstance(listed, list):
-                raise PaymentKitError("no_list", detail="an answer that is no list of grants")
-            for found in listed:
-                metadata = found.get("metadata") if isinstance(found, dict) else None
-                if isinstance(metadata, dict) and metadata.get("grantId") == grant_id:
-                    return True
-            if len(listed) < _PAGE:
-                return False
-        raise PaymentKitError("too_many_grants", detail="the list of grants has no end")
+    async def _is_made(self, grant_id: str, customer: str) -> bool:
+        """Whether Payment Kit has it; in whichever unit, since a conversion takes the id over into the new one."""
+        async for page in grant_list.pages(self.kit, {"customer_id": customer}):
+            if any(found.metadata.get("grantId") == grant_id for found in page):
+                return True
+        return False
 
 
 def _check_times(request: Grant) -> None:

@@ -5,8 +5,6 @@ crash or a lost answer leave one of each. What was found is kept in the books: i
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,7 +15,8 @@ from contracts.rpc.payments import PaymentLink, PaymentLinkGet
 from metering.payment_kit.amounts import to_decimal_text
 from metering.payment_kit.circuit import backoff_s
 from metering.payment_kit.client import PaymentKit, PaymentKitError, part
-from metering.payment_kit.meter import Meter, Meters, Unit
+from metering.payment_kit.making import BusyError, alone
+from metering.payment_kit.meter import EVENTS, Meter, Meters, Unit
 from metering.payment_kit.outbox import TransientErrors
 from metering.payment_kit.settings import PaymentKitSettings
 from runtime.postgres import Pool
@@ -26,7 +25,6 @@ _log = structlog.get_logger("payment_kit")
 NAME: Final = "Basic AIGNE Hub Credit Packs"
 KEEP_S: Final = 86_400.0
 _BUSY_S: Final = 1.0
-_LOCK: Final = 7_201_190_511_361
 _QUANTITY_MAX: Final = 100_000_000
 _NOT_FOUND: Final = 404
 _KEYS: Final[dict[Unit, tuple[str, str]]] = {
@@ -34,16 +32,11 @@ _KEYS: Final[dict[Unit, tuple[str, str]]] = {
     "credits": ("DEFAULT_CREDIT_UNIT_PRICE", "DEFAULT_CREDIT_PAYMENT_LINK"),
 }
 """Lookup keys of price and payment link."""
-_EVENTS: Final = ("customer.credit_grant.granted", "checkout.session.completed")
 _KNOWN: Final = "select link_id from metering.payment_link where kit = $1 and livemode = $2 and unit = $3"
 _KEEP: Final = """
 insert into metering.payment_link (kit, livemode, unit, link_id) values ($1, $2, $3, $4)
 on conflict (kit, livemode, unit) do update set link_id = excluded.link_id, found_at = now()
 """
-
-
-class _BusyError(Exception):
-    """Another process makes what is missing."""
 
 
 @dataclass(slots=True)
@@ -80,7 +73,7 @@ class Links:
             try:
                 await self.look()
                 tries, wait_s = 0, KEEP_S
-            except _BusyError:
+            except BusyError:
                 wait_s = _BUSY_S
             except PaymentKitError as error:
                 tries += 1
@@ -111,7 +104,7 @@ class Links:
 
     async def _made(self, meter: Meter, price_key: str, link_key: str) -> tuple[str, str]:
         """Price and link, made as far as they are missing, by this process alone."""
-        async with self._alone():
+        async with alone(self.pool):
             price_id = await self._found(f"/api/prices/{part(price_key)}")
             if price_id is None:
                 await self.kit.ask("POST", "/api/products", body=await self._product(meter, price_key))
@@ -123,21 +116,6 @@ class Links:
                 link_id = _needed(await self._found(f"/api/payment-links/{part(link_key)}"), "payment link")
                 _log.info("payment link made", lookup_key=link_key)
             return price_id, link_id
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """No other process makes anything meanwhile.
-
-        Raises:
-            _BusyError: one does.
-        """
-        async with self.pool.acquire() as connection:
-            if not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
-                raise _BusyError
-            try:
-                yield
-            finally:
-                await connection.execute("select pg_advisory_unlock($1)", _LOCK)
 
     async def _found(self, path: str) -> str | None:
         """Id of what has this lookup key; None when Payment Kit has none, also when it answers `null`."""
@@ -167,7 +145,7 @@ class Links:
         path = f"/api/payment-currencies/{part(meter.currency_id)}/recharge-config"
         if await self._has_recharge(path):
             return
-        async with self._alone():
+        async with alone(self.pool):
             if await self._has_recharge(path):
                 return
             wanted = {"base_price_id": price_id, "payment_link_id": link_id, "checkout_url": ""}
@@ -257,7 +235,7 @@ def link_body(price_id: str, link_key: str) -> dict[str, Any]:
                 "adjustable_quantity": {"enabled": True, "minimum": 1, "maximum": _QUANTITY_MAX},
             }
         ],
-        "metadata": {"notification_settings": {"include_events": list(_EVENTS), "self_handle": True}},
+        "metadata": {"notification_settings": {"include_events": list(EVENTS), "self_handle": True}},
     }
 
 

@@ -75,7 +75,7 @@ class EventList:
             page += 1
 
 
-async def look_up(kit: PaymentKit, meters: Meters, event: MeterEvent) -> Judgement | None:
+async def look_up(kit: PaymentKit, meters: Meters, event: MeterEvent, event_name: str) -> Judgement | None:
     """The event with our identifier, compared with ours; None when Payment Kit has none.
 
     Raises:
@@ -83,7 +83,7 @@ async def look_up(kit: PaymentKit, meters: Meters, event: MeterEvent) -> Judgeme
     """
     customer = await customer_id(kit, event.customer)
     looked = 0
-    async for page in EventList(kit, meters).pages(customer, meters.event_name, event.at - MARGIN_S):
+    async for page in EventList(kit, meters).pages(customer, event_name, event.at - MARGIN_S):
         for found in page:
             if found.get("identifier") == event.identifier:
                 return compare(event, found)

@@ -33,7 +33,9 @@ _ADOPT_EVERY_S: Final = 300.0
 _CLAIM: Final = """
 update metering.payment_account p set refresh_at = now() + make_interval(secs => $2)
 from (
-    select account from metering.payment_account where refresh_at <= now() order by refresh_at limit $1
+    select account from metering.payment_account where refresh_at <= now()
+        and not exists (select 1 from metering.payment_control where unit <> $3)
+    order by refresh_at limit $1
     for update skip locked
 ) d
 where p.account = d.account
@@ -45,6 +47,7 @@ insert into metering.payment_account (account, did) values ($1, $2) on conflict 
 _BEFORE: Final = """
 select nextval('metering.payment_reading') as reading, p.customer_id, p.seq as last_seq, p.idle_s,
     coalesce(a.seq, 0) as seq, coalesce(a.held, 0) > 0 as is_running,
+    exists (select 1 from metering.payment_control where unit <> $2) as is_other_unit,
     coalesce(a.spent, 0) - coalesce((
         select sum(o.value) from metering.outbox o
         where o.account = p.account and o.kind = 'meter' and o.state <> 'sent'
@@ -111,7 +114,8 @@ class Mirror:
             return []
         accounts: list[str] = []
         try:
-            accounts = [row["account"] for row in await self.pool.fetch(_CLAIM, admitted, self.refresh_s)]
+            rows = await self.pool.fetch(_CLAIM, admitted, self.refresh_s, self.meters.unit)
+            accounts = [row["account"] for row in rows]
         finally:
             if not accounts:
                 self.circuit.unused()
@@ -142,8 +146,10 @@ class Mirror:
 
     async def _read(self, account: str) -> Decimal:
         await self.pool.execute(_SEEN, account, customer_did(account))
-        before = await self.pool.fetchrow(_BEFORE, account)
+        before = await self.pool.fetchrow(_BEFORE, account, self.meters.unit)
         assert before is not None  # noqa: S101 - made above
+        if before["is_other_unit"]:
+            raise PaymentKitError("other_unit", detail="credits are in another unit than this process has")
         meter = await self.meters.get()
         customer = before["customer_id"]
         if customer is None:

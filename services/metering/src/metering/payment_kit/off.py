@@ -1,6 +1,17 @@
 """What is answered about Payment Kit where there is none."""
 
+from decimal import Decimal
+
 from contracts.errors import ErrorCode, HubError
+from contracts.money import to_text
+from contracts.rpc.grant_conversion import (
+    GrantsConversion,
+    GrantsConversionGet,
+    GrantsConvert,
+    GrantsConvertFinish,
+    GrantsUnit,
+    GrantsUnitGet,
+)
 from contracts.rpc.payments import (
     PaymentCallback,
     PaymentCallbackReply,
@@ -35,6 +46,26 @@ async def pause(_request: PaymentPause) -> PaymentStatus:
 
 
 async def retry(_request: PaymentRetry) -> PaymentRetried:
+    """Refuses."""
+    raise _off()
+
+
+async def unit(credit_price: Decimal, _request: GrantsUnitGet) -> GrantsUnit:
+    """There are no meters."""
+    return GrantsUnit(payment_running=False, credit_price=to_text(credit_price))
+
+
+async def convert(_request: GrantsConvert) -> GrantsConversion:
+    """Refuses: the built-in ledger converts its own grants."""
+    raise _off()
+
+
+async def conversion(_request: GrantsConversionGet) -> GrantsConversion:
+    """Refuses."""
+    raise _off()
+
+
+async def finish(_request: GrantsConvertFinish) -> GrantsConversion:
     """Refuses."""
     raise _off()
 

@@ -26,24 +26,26 @@ update metering.outbox o set fence = o.fence + 1, tries = o.tries + 1, lane = 1,
 from (
     select id from metering.outbox
     where state = 'pending' and batch is null and lane >= $1 and next_at <= now()
-        and not exists (select 1 from metering.payment_control where paused)
+        and not exists (select 1 from metering.payment_control where paused or unit <> $5)
     order by lane desc, next_at limit $2 for update skip locked
 ) due
 where o.id = due.id
 returning o.id, o.identifier, o.account, o.project, o.value, o.event_at, o.calls, o.tokens, o.fence, o.tries,
-    now() - o.first_try_at > $4::interval as is_old
+    now() - o.first_try_at > $4::interval as is_old, coalesce(o.members[1], o.id) < metering.unit_bound() as is_before
 """
 _MARK: Final = "select metering.mark_outbox($1, $2, $3, $4, $5, $6, $7)"
 _UNBATCHED: Final = """
-select account, user_did, project from metering.outbox
+select account, user_did, project, id < metering.unit_bound() as is_before from metering.outbox
 where state = 'pending' and batch is null and lane = 0
-group by account, user_did, project having min(created_at) <= now() - $1::interval
+    and not exists (select 1 from metering.payment_control where unit <> $2)
+group by account, user_did, project, is_before having min(created_at) <= now() - $1::interval
 limit 200
 """
 _FOLD: Final = """
 with taken as (
     select id, value, tokens, event_at from metering.outbox
     where state = 'pending' and batch is null and lane = 0 and account = $2 and user_did = $3 and project = $4
+        and (id < metering.unit_bound()) = $6
     order by id limit $5 for update skip locked
 ), made as (
     insert into metering.outbox
@@ -71,6 +73,8 @@ class Picked:
     tries: int
     is_old: bool
     """It was first tried longer ago than half of what Payment Kit remembers: look it up before sending it again."""
+    is_before: bool = False
+    """Charged before the unit of credits was converted: it belongs to the meter of that unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +92,20 @@ class Mark:
     """Nothing was sent: the pick does not count."""
 
 
-async def pick(pool: Pool, limit: int, claim: timedelta, old: timedelta, *, batched: bool) -> list[Picked]:
-    """Take rows that are due; nobody else gets them before the claim ends. None while paused.
+async def pick(pool: Pool, limit: int, claim: timedelta, old: timedelta, unit: str, *, batched: bool) -> list[Picked]:
+    """Take rows that are due; nobody else gets them before the claim ends. None while paused, or in another unit.
 
     Raises:
         asyncpg.PostgresError, OSError, TimeoutError: nothing is known; a row that was taken comes again.
     """
-    rows = await pool.fetch(_PICK, _LANE[batched], limit, claim, old)
+    rows = await pool.fetch(_PICK, _LANE[batched], limit, claim, old, unit)
     return [
         Picked(
             MeterEvent(
                 row["id"], row["identifier"], customer_did(row["account"]), row["project"], row["value"],
                 row["event_at"], row["calls"], row["tokens"],
             ),
-            row["account"], row["fence"], row["tries"], row["is_old"],
+            row["account"], row["fence"], row["tries"], row["is_old"], row["is_before"],
         )
         for row in rows
     ]  # fmt: skip
@@ -127,7 +131,7 @@ async def mark(pool: Pool, marks: Sequence[Mark]) -> None:
     )
 
 
-async def fold(pool: Pool, age: timedelta) -> int:
+async def fold(pool: Pool, age: timedelta, unit: str) -> int:
     """Put calls that wait since `age` into batches, one per account, user and project; returns how many batches.
 
     A batch names its calls, and its identifier is as constant as that of a call.
@@ -136,10 +140,11 @@ async def fold(pool: Pool, age: timedelta) -> int:
         asyncpg.PostgresError, OSError, TimeoutError: repeat it; a batch is made whole or not at all.
     """
     made = 0
-    for row in await pool.fetch(_UNBATCHED, age):
+    for row in await pool.fetch(_UNBATCHED, age, unit):
         status = await pool.execute(
-            _FOLD, UUID(new_call_id()), row["account"], row["user_did"], row["project"], BATCH_CALLS_MAX
-        )
+            _FOLD, UUID(new_call_id()), row["account"], row["user_did"], row["project"], BATCH_CALLS_MAX,
+            row["is_before"],
+        )  # fmt: skip
         made += status != "UPDATE 0"
     return made
 

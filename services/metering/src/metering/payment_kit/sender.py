@@ -101,6 +101,7 @@ class Sender:
                 admitted,
                 timedelta(seconds=self._claim_s),
                 timedelta(seconds=self.settings.payment_kit_dedup_s / 2),
+                self.meters.unit,
                 batched=self.settings.payment_kit_batch_s > 0,
             )
         finally:
@@ -141,13 +142,13 @@ class Sender:
         Raises:
             PaymentKitError: it does not answer, or the meter cannot be had.
         """
-        meter = await self.meters.get()
+        event_name = await self._event_name(row)
         if row.tries > 1 and row.is_old:
             found = await self._looked_up(row)
             if found is not None:
                 return found
         failpoints.hit("metering.before_post")
-        answer = await self.kit.send("POST", "/api/meter-events", body=row.event.body(meter.event_name))
+        answer = await self.kit.send("POST", "/api/meter-events", body=row.event.body(event_name))
         failpoints.hit("metering.after_post")
         judgement = judge(row.event, answer)
         if judgement.result is Result.REFUSED:
@@ -161,6 +162,14 @@ class Sender:
             return Judgement(Result.PARKED, f"said to be known, but not listed: {judgement.reason}")
         return Judgement(Result.RETRY, judgement.reason, unhealthy=answer.status >= 500)  # noqa: PLR2004
 
+    async def _event_name(self, row: Picked) -> str:
+        """Of the meter that counts in the unit of the charge.
+
+        Raises:
+            PaymentKitError: this hub's meter cannot be had.
+        """
+        return self.meters.event_names[1] if row.is_before else (await self.meters.get()).event_name
+
     async def _looked_up(self, row: Picked) -> Judgement | None:
         """The event as Payment Kit has it; None when it has none. Parked when its list makes no sense.
 
@@ -168,7 +177,7 @@ class Sender:
             PaymentKitError: Payment Kit is away, or must be set up rightly first.
         """
         try:
-            return await look_up(self.kit, self.meters, row.event)
+            return await look_up(self.kit, self.meters, row.event, await self._event_name(row))
         except PaymentKitError as error:
             judged = judge_error(error)
             if judged.result is not Result.PARKED:
@@ -200,7 +209,7 @@ class Sender:
         age = timedelta(seconds=self.settings.payment_kit_batch_s)
         while not self._stopping:
             try:
-                await outbox.fold(self.pool, age)
+                await outbox.fold(self.pool, age, self.meters.unit)
             except TransientErrors as error:
                 _log.warning("batches wait", error=type(error).__name__, detail=str(error)[:200])
             await asyncio.sleep(min(1.0, self.settings.payment_kit_batch_s / 4))
