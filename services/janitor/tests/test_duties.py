@@ -249,6 +249,7 @@ class Books:
         self.state = "done"
         self.differences = 0
         self.not_compared = ""
+        self.note = "Payment Kit: 3 of 9 accounts compared"
         self.days_left = 9
         self.accounts_due = 700
 
@@ -288,6 +289,7 @@ class Books:
         return {
             "check": "payment_kit", "left": "", "left_count": 0, "left_sum": "0", "right": "", "right_count": 0,
             "right_sum": "0", "differences": 0, "not_compared": self.not_compared,
+            "note": self.note,
         }  # fmt: skip
 
     def _grants(self) -> BaseModel:
@@ -333,7 +335,7 @@ async def test_every_duty_asks_the_owner_and_operators_see_what_came_of_it(nats:
         partitions.NAME: ("done", "1 made"),
         parked.NAME: ("done", "2 facts, 1 reports"),
         closing.NAME: ("done", "9 closed"),
-        reconciliation.NAME: ("done", "0 differences"),
+        reconciliation.NAME: ("done", "0 differences; Payment Kit: 3 of 9 accounts compared"),
     }
     assert books.asked[reconcile.CLOSE_DAYS] == 2, "days that were missed are closed until none is left"
     assert books.asked[reconcile.RECONCILE_GET] == 3, "the comparison's end is waited for"
@@ -343,7 +345,7 @@ async def test_differences_are_told_and_a_comparison_that_failed_is_a_failure(
     bus: Bus, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciliation, "_LOOK_EVERY_S", 0.01)
-    books.differences = 4
+    books.differences, books.note = 4, ""
     assert await reconciliation.compare_books(bus) == "4 differences"
     books.not_compared = "away"
     assert await reconciliation.compare_books(bus) == "4 differences; payment_kit not compared: away"

@@ -1,6 +1,7 @@
 """Payment Kit's own list of events is held against what was reported; each difference is named and can be put right."""
 
 import asyncio
+import json
 import re
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import asyncpg
 import pytest
 from neighbours import Neighbours, call
 from rig.payment_kit import QUICK, LocalKit, served, total
@@ -21,7 +23,9 @@ from contracts.rpc import reconcile as r
 from contracts.rpc.envelope import Empty
 from contracts.rpc.metering import Grant
 from contracts.rpc.payments import PaymentPause, PaymentRetry
+from metering.reconcile import rotation as rotating
 from metering.reconcile import runs, stream
+from metering.reconcile.rotation import Rotation
 from metering.settings import Settings
 
 A, B = "did:abt:z1payer", "did:abt:z1other"
@@ -237,6 +241,65 @@ async def test_payment_kit_away_is_not_compared_and_is_looked_at_by_the_next_run
     await kit.start()
     kit.books.lose(identifier)
     assert [each.check for each in (await compared(hub, "recent")).page] == ["payment_missing"]
+
+
+async def test_an_account_without_new_reports_is_looked_at_in_its_turn_and_until_it_is_put_right(
+    hub: Neighbours, kit: LocalKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_BEFORE", timedelta(0))
+    (identifier,) = await charged(hub, B)
+    await charged(hub)
+    await all_sent(hub)
+    assert sides(await compared(hub, "recent")).note == "Payment Kit: 2 of 2 accounts compared"
+    kit.books.lose(identifier)
+    in_turn = [await compared(hub, "recent") for _ in range(3)]
+    for report in in_turn:
+        words = r"Payment Kit: 0 accounts with new reports, [012] others of 2 compared, every account since 2.*Z"
+        assert re.fullmatch(words, sides(report).note)
+    found = [[(each.check, each.account) for each in report.page] for report in in_turn]
+    assert [("payment_missing", B)] in found[:2]
+    assert found[2] == [("payment_missing", B)], "it is looked at again, though it is no longer its turn"
+    await repaired(hub, in_turn[2].page[0])
+    await all_sent(hub)
+    assert (await compared(hub, "recent")).differences == 0
+
+
+async def test_a_run_takes_the_part_of_all_accounts_that_its_time_asks_for(
+    books: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await books.execute(
+        "insert into metering.payment_account (account, did) select 'a' || lpad(n::text, 3, '0'), 'd' || n"
+        " from generate_series(1, 110) n"
+    )
+
+    async def ran(hours_ago: float, rotation: Rotation | None) -> None:
+        memory = None if rotation is None else rotation.memory()
+        await books.execute("delete from metering.reconciliation")
+        await books.execute(
+            "insert into metering.reconciliation (id, scope, state, started_at, comparisons)"
+            " values (gen_random_uuid(), 'recent', 'done', now() - $1::interval, $2)",
+            timedelta(hours=hours_ago),
+            json.dumps([{"check": "charges"}, {"check": "payment_kit", "memory": memory}]),
+        )
+
+    looked: list[str] = []
+    rotation = None
+    for _ in range(24):
+        await ran(1, rotation)
+        rotation = await Rotation.read(books)
+        due = await rotation.due(books)
+        assert len(due) <= 6, "an hour of twenty-two: five, and what the clock has gone on"
+        looked += [row["account"] for row in due]
+        rotation.after = looked[-1]
+        if not due:
+            rotation.ended()
+            break
+    assert looked == [f"a{number:03}" for number in range(1, 111)], "each once in a round, within a day"
+    assert rotation is not None
+    assert (rotation.after, rotation.whole_at is None) == ("", False)
+    await ran(500, rotation)
+    monkeypatch.setattr(rotating, "LOOKS_MAX", 7)
+    assert len(await (await Rotation.read(books)).due(books)) == 7, "however long ago the last run was"
 
 
 async def test_answers_that_are_no_list_are_not_compared(hub: Neighbours, kit: LocalKit) -> None:

@@ -206,6 +206,8 @@ def _show(report: r.ReconcileReport, differences: list[r.DifferenceView], *, as_
         ],
     )  # fmt: skip
     for c in report.comparisons:
+        if c.note:
+            print(c.note)
         if c.not_compared:
             print(f"{c.check}: {c.differences} differences, not compared to the end: {c.not_compared}")
     if differences:

@@ -63,6 +63,8 @@ class ComparisonView(Message):
     differences: int
     not_compared: str = ""
     """Why the sides, or the rest of them, could not be compared: then no difference means nothing."""
+    note: str = ""
+    """How much was compared, where that is not all."""
 
 
 class DifferenceView(Message):

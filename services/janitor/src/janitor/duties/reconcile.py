@@ -45,4 +45,5 @@ async def compare_books(bus: Bus) -> str:
     left_out = [f"{each.check} not compared: {each.not_compared}" for each in report.comparisons if each.not_compared]
     for each in left_out:
         _log.error("a part of the books could not be compared", what=each, run=report.run_id)
-    return "; ".join([f"{report.differences} differences", *left_out])
+    notes = [each.note for each in report.comparisons if each.note]
+    return "; ".join([f"{report.differences} differences", *notes, *left_out])

@@ -70,6 +70,10 @@ class Found:
     """All differences, also those beyond `DIFFERENCES_MAX`."""
     not_compared: str = ""
     """Why the two sides, or the rest of them, could not be compared: then no difference means nothing."""
+    note: str = ""
+    """How much was compared, where that is not all."""
+    memory: dict[str, str] | None = None
+    """Kept with the run, for the next one."""
 
     def add(self, difference: Difference) -> None:
         """Count a difference, and keep it while there is room."""

@@ -1,6 +1,7 @@
 """Payment Kit's own list of meter events against what the outbox says was reported, account by account.
 
 Each event listed there is held against its row by its identifier, and each row that is marked as sent must be listed.
+A recent comparison looks at accounts with new reports, and at a part of all accounts, in turn (`rotation.py`).
 Rows are marked after Payment Kit has them, so those marked before the list was read must be in it; events whose row is
 not marked yet are under way.
 """
@@ -19,6 +20,7 @@ from metering.payment_kit.amounts import AmountError, to_decimal_text, value_of
 from metering.payment_kit.client import PaymentKitError
 from metering.payment_kit.look_up import MARGIN_S, EventList
 from metering.reconcile.check import DIFFERENCES_MAX, Connection, Difference, Found, Window, text
+from metering.reconcile.rotation import LOOKS_MAX, SPAN, Rotation
 
 _NOT_FOUND: Final = 404
 _TEXT_MAX: Final = 200
@@ -52,19 +54,81 @@ async def payment_kit(connection: Connection, events: EventList, window: Window)
     first = await connection.fetchval(_FIRST)
     if first is None:
         return found
-    compared = 0
-    after = ""
+    looking = _Looking(connection, events, found, first, await Rotation.read(connection))
     try:
-        while accounts := await connection.fetch(_ACCOUNTS, after, window.reported_from):
-            for row in accounts:
-                account = _Account(connection, found, row["account"], window.reported_from, first)
-                await account.compare(events, row["customer_id"] or await events.customer(row["did"]))
-                compared += 1
-            after = accounts[-1]["account"]
+        await looking.recent(window.reported_from)
+        if window.reported_from is None:
+            looking.rotation.all_at_once()
+        else:
+            await looking.in_turn()
     except PaymentKitError as error:
         status = f" {error.status}" if error.status else ""
-        found.not_compared = f"Payment Kit: {error}{status}; {compared} accounts were compared"
+        found.not_compared = f"Payment Kit: {error}{status}; {len(looking.looked)} accounts were compared"
+    found.memory = looking.rotation.memory()
+    found.note = looking.words(window.reported_from)
     return found
+
+
+@dataclass(slots=True)
+class _Looking:
+    """Account after account."""
+
+    connection: Connection
+    events: EventList
+    found: Found
+    first: int
+    rotation: Rotation
+    looked: set[str] = field(default_factory=set)
+    reported: int = 0
+    """Accounts that were looked at because of reports."""
+
+    async def recent(self, since: datetime | None) -> None:
+        """Accounts with reports since then; None = all, from the first report on.
+
+        Raises:
+            PaymentKitError: a list could not be read.
+        """
+        after = ""
+        while accounts := await self.connection.fetch(_ACCOUNTS, after, since):
+            for row in accounts:
+                await self._look(row, since)
+                self.reported += 1
+            after = accounts[-1]["account"]
+
+    async def in_turn(self) -> None:
+        """Accounts whose last comparison found something, and those whose turn it is.
+
+        Raises:
+            PaymentKitError: a list could not be read; that account has to wait for its next turn.
+        """
+        since = self.rotation.at - SPAN
+        for row in await self.rotation.doubtful(self.connection):
+            if row["account"] not in self.looked:
+                await self._look(row, since)
+        due = await self.rotation.due(self.connection)
+        pages = 0
+        for row in due:
+            self.rotation.after = row["account"]
+            if row["account"] not in self.looked:
+                pages += await self._look(row, since)
+            if pages >= LOOKS_MAX:
+                break
+        if not due:
+            self.rotation.ended()
+
+    async def _look(self, row: asyncpg.Record, since: datetime | None) -> int:
+        """Compare one account; returns how many pages were read."""
+        account = _Account(self.connection, self.found, row["account"], since, self.first)
+        await account.compare(self.events, row["customer_id"] or await self.events.customer(row["did"]))
+        self.looked.add(row["account"])
+        return account.pages
+
+    def words(self, since: datetime | None) -> str:
+        """How many accounts were compared, and since when all of them were."""
+        if since is None:
+            return f"Payment Kit: {len(self.looked)} of {self.rotation.accounts} accounts compared"
+        part = f"{self.reported} accounts with new reports, {len(self.looked) - self.reported} others"
+        return f"Payment Kit: {part} of {self.rotation.accounts} compared, {self.rotation.words()}"
 
 
 @dataclass(slots=True)
@@ -80,6 +144,8 @@ class _Account:
     """Payment Kit's id of the event with an identifier."""
     taken: set[str] = field(default_factory=set)
     """Ids of all events that were read; some are listed again while others come."""
+    pages: int = 0
+    """Read so far."""
 
     async def compare(self, events: EventList, customer: str) -> None:
         """Hold the account's list against its rows.
@@ -90,7 +156,9 @@ class _Account:
         self.until = await self.connection.fetchval("select clock_timestamp()")
         start = self.first - MARGIN_S
         if self.since is not None:
-            start = await self.connection.fetchval(_OLDEST, self.account, self.until, self.since) - MARGIN_S
+            oldest = await self.connection.fetchval(_OLDEST, self.account, self.until, self.since)
+            begun = max(int(self.since.timestamp()), self.first)
+            start = (begun if oldest is None else min(begun, oldest)) - MARGIN_S
         await self._read(events, customer, events.meters.event_name, start)
         missing = await self._not_seen()
         if missing:  # a list that moves while it is read, or the meter of an earlier unit
@@ -114,6 +182,7 @@ class _Account:
             await events.meters.get()  # it is Payment Kit that answers, so it is the customer whom it does not know
 
     async def _take(self, page: list[dict[str, Any]]) -> None:
+        self.pages += 1
         fresh: list[_Event] = []
         for raw in page:
             event = _Event.read(raw)

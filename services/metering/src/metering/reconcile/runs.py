@@ -239,4 +239,6 @@ def _comparison(found: Found) -> dict[str, Any]:
         "right_sum": text(Decimal(found.right_sum)),
         "differences": found.total,
         "not_compared": found.not_compared[:300],
+        "note": found.note,
+        "memory": found.memory,
     }
