@@ -190,7 +190,7 @@ async def test_row_6_router_dies_before_it_asks_the_provider(scene: Scene, payer
     await scene.died("provider-router")
     closed = await scene.closed(payer)
     # Its acceptance may have died with it.
-    ends = {(502, "router_lost"): "stale", (503, "router_unavailable"): "router_unavailable"}
+    ends = {(502, "answer_lost"): "stale", (503, "router_unavailable"): "router_unavailable"}
     assert closed["error_code"] == ends[told.status, told.error]
     assert (closed["state"], closed["credits"]) == ("failed", 0)
     assert not (await scene.at_rest(payer)).served
@@ -278,7 +278,7 @@ async def test_row_10_router_dies_after_the_outcome_is_out_before_the_final_fram
     told = await payer.chat()
     await scene.died("provider-router")
     assert is_a_failure(told)
-    assert told.error in {"router_lost", "upstream_broken"}  # no router, or no end of a paid answer: what shows first
+    assert told.error == "answer_lost"
     account = await scene.at_rest(payer)
     assert [(call["state"], call["credits"]) for call in account.calls] == [("success", PRICE)]
     view = (await payer.get(f"/api/v2/calls/{account.calls[0]['id']}")).json()

@@ -4,12 +4,13 @@ import asyncio
 from decimal import Decimal
 
 import httpx2
+import openai
 import pytest
 import pytest_asyncio
 from rig.provider_replies import INPUT_TOKENS, PIECES, Reply
 from rig.waiting import until
 
-from faults.clients import Payer, Told
+from faults.clients import MODEL, Payer, Told
 from faults.conftest import SetScene
 from faults.scene import Scene
 
@@ -142,7 +143,7 @@ async def test_a_request_that_waits_for_a_call_whose_router_died_becomes_a_call_
     scene.provider.always(Reply())
     await scene.hub.kill("provider-router")
     await payer.ended(first)
-    assert first.error in {"router_lost", "stale"}  # whoever notices first
+    assert first.error in {"answer_lost", "stale"}  # whoever notices first
     await payer.ended(waiting)
     assert (waiting.final, waiting.replayed) == (True, False)
     account = await scene.at_rest(payer)
@@ -154,8 +155,29 @@ async def test_frames_that_a_gateway_never_got_are_kept(scene: Scene, payer: Pay
     await scene.arm("provider-router", "provider_router.before_frames:raise:after=1:times=1")
     key = {"idempotency-key": "lost frames"}
     told = await payer.chat(stream=True, headers=key)
-    assert told.error == "upstream_broken"
+    assert told.error == "answer_lost"
     again = await payer.chat(stream=True, gateway=1, headers=key)
     assert (again.final, again.replayed, again.credits) == (True, True, f"{PRICE:.10f}")
     account = await scene.at_rest(payer)
     assert len(account.calls) == 2
+
+
+async def test_an_sdk_repeats_a_request_whose_paid_answer_was_lost_only_under_a_key(scene: Scene, payer: Payer) -> None:
+    lost = "provider_router.before_frames:raise:after=1:times=1"
+    before = len(scene.provider.journal)
+    url = f"{payer._urls[0]}/api/v2"
+    async with openai.AsyncOpenAI(base_url=url, api_key=payer.key, max_retries=2) as client:
+        completions = client.chat.completions
+        await scene.arm("provider-router", lost)
+        with pytest.raises(openai.InternalServerError) as error:
+            await completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello?"}])
+        assert (error.value.code, error.value.response.headers["x-should-retry"]) == ("answer_lost", "false")
+        assert len(scene.provider.journal) == before + 1
+        await scene.arm("provider-router", lost)
+        answer = await completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Hello?"}], extra_headers={"idempotency-key": "sdk"}
+        )
+    assert answer.choices[0].message.content == "".join(PIECES)
+    assert len(scene.provider.journal) == before + 2
+    account = await scene.at_rest(payer)
+    assert [(call["state"], call["credits"]) for call in account.calls] == [("success", PRICE)] * 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contracts.errors import ERRORS, REASON_CHARS_MAX, ErrorCode, HubError
+from contracts.errors import ERRORS, REASON_CHARS_MAX, ErrorCode, HubError, Retry
 from contracts.rpc.envelope import Empty, Problem, Reply
 
 
@@ -21,7 +21,7 @@ def test_no_row_belongs_to_a_code_that_is_gone() -> None:
 @pytest.mark.parametrize("code", ErrorCode)
 def test_what_a_client_did_wrong_is_not_worth_a_retry(code: ErrorCode) -> None:
     if ERRORS[code].status in {400, 401, 402, 403, 404, 405, 409, 413, 431}:
-        assert not ERRORS[code].retryable
+        assert ERRORS[code].retry is Retry.NO
 
 
 @pytest.mark.parametrize("code", ErrorCode)

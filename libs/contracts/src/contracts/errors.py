@@ -1,4 +1,3 @@
-# ruff: noqa: FBT003 - a table of rows, not calls with flags
 """The closed set of error codes, as data. A code is API, its wording is not."""
 
 from enum import StrEnum
@@ -32,6 +31,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_BROKEN = "upstream_broken"
+    ANSWER_LOST = "answer_lost"
     CREDIT_EXHAUSTED = "credit_exhausted"
     CLIENT_CANCELLED = "client_cancelled"
     ROUTER_UNAVAILABLE = "router_unavailable"
@@ -43,6 +43,18 @@ class ErrorCode(StrEnum):
     OVERLOADED = "overloaded"
 
 
+class Retry(StrEnum):
+    """Whether sending the same request again can help."""
+
+    YES = "yes"
+    """It can, and nothing was charged: a failed call never is."""
+    NO = "no"
+    """It fails again."""
+    WITH_KEY = "with_key"
+    """It may be charged twice, since what became of the first one is not known here; under the same
+    `Idempotency-Key`, or when it only reads, it is safe."""
+
+
 class ErrorRow(NamedTuple):
     """What a code means on the wire."""
 
@@ -50,47 +62,49 @@ class ErrorRow(NamedTuple):
     """HTTP status."""
     type: str
     """`error.type` in OpenAI's error body."""
-    retryable: bool
-    """Whether sending the same request again can help; false forbids SDKs to retry (`x-should-retry`)."""
+    retry: Retry
+    """SDKs repeat what has a status of 408, 409, 429 or 500 and above by themselves; `x-should-retry` forbids it."""
     meaning: str
 
 
+_YES, _NO, _WITH_KEY = Retry
 _REQUEST, _AUTH, _SERVER, _UPSTREAM = "invalid_request_error", "authentication_error", "server_error", "upstream_error"
 
 ERRORS: Final[dict[ErrorCode, ErrorRow]] = {
-    ErrorCode.INVALID_REQUEST: ErrorRow(400, _REQUEST, False, "A field is missing, of the wrong type or out of range."),
-    ErrorCode.INVALID_JSON: ErrorRow(400, _REQUEST, False, "The body is not the JSON that this endpoint reads."),
-    ErrorCode.INVALID_API_KEY: ErrorRow(401, _AUTH, False, "The access key is missing, unknown or revoked."),
-    ErrorCode.NOT_ENOUGH_CREDIT: ErrorRow(402, "NOT_ENOUGH", False, "The account's free credit is below the hold."),
-    ErrorCode.FORBIDDEN: ErrorRow(403, "permission_error", False, "The key's role does not allow this."),
-    ErrorCode.NOT_FOUND: ErrorRow(404, _REQUEST, False, "There is no such path, call or object."),
-    ErrorCode.MODEL_NOT_FOUND: ErrorRow(404, _REQUEST, False, "No configured provider serves this model."),
-    ErrorCode.MODEL_UNPRICED: ErrorRow(400, _REQUEST, False, "The model has no price and billing is on."),
-    ErrorCode.METHOD_NOT_ALLOWED: ErrorRow(405, _REQUEST, False, "The path does not take this method."),
-    ErrorCode.REQUEST_TIMEOUT: ErrorRow(408, _REQUEST, True, "The request did not arrive in time."),
-    ErrorCode.IDEMPOTENCY_CONFLICT: ErrorRow(409, _REQUEST, False, "The key's call is known, its answer not kept."),
-    ErrorCode.IDEMPOTENCY_MISMATCH: ErrorRow(409, _REQUEST, False, "The key belongs to a request with another body."),
-    ErrorCode.CONFLICT: ErrorRow(409, _REQUEST, False, "The object changed meanwhile or exists already."),
-    ErrorCode.PAYLOAD_TOO_LARGE: ErrorRow(413, _REQUEST, False, "The body is above the limit."),
-    ErrorCode.HEADERS_TOO_LARGE: ErrorRow(431, _REQUEST, False, "There are too many headers, or they are too large."),
-    ErrorCode.RATE_LIMITED: ErrorRow(429, "rate_limit_error", True, "Too many requests."),
-    ErrorCode.INTERNAL_ERROR: ErrorRow(500, _SERVER, True, "A bug on our side; the request id finds it in the log."),
-    ErrorCode.UNSUPPORTED_FEATURE: ErrorRow(400, _REQUEST, False, "The chosen provider cannot express this field."),
-    ErrorCode.UPSTREAM_REJECTED: ErrorRow(400, _REQUEST, False, "The provider refused the request; its words follow."),
-    ErrorCode.UPSTREAM_AUTHENTICATION: ErrorRow(502, _UPSTREAM, False, "The provider refused the hub's credential."),
-    ErrorCode.UPSTREAM_RATE_LIMITED: ErrorRow(429, "rate_limit_error", True, "The provider limits the hub."),
-    ErrorCode.UPSTREAM_UNAVAILABLE: ErrorRow(502, _UPSTREAM, True, "The provider failed or could not be reached."),
-    ErrorCode.UPSTREAM_TIMEOUT: ErrorRow(504, _UPSTREAM, True, "The provider did not answer in time."),
-    ErrorCode.UPSTREAM_BROKEN: ErrorRow(502, _UPSTREAM, True, "The provider's answer ended early or was malformed."),
-    ErrorCode.CREDIT_EXHAUSTED: ErrorRow(402, "NOT_ENOUGH", False, "Credit ran out while the answer was running."),
-    ErrorCode.CLIENT_CANCELLED: ErrorRow(499, _REQUEST, False, "The client left before the answer was complete."),
-    ErrorCode.ROUTER_UNAVAILABLE: ErrorRow(503, _SERVER, True, "No provider-router accepted the call in time."),
-    ErrorCode.ROUTER_LOST: ErrorRow(502, _SERVER, True, "The provider-router of the call is gone."),
-    ErrorCode.GATEWAY_LOST: ErrorRow(502, _SERVER, True, "The gateway of the call is gone."),
-    ErrorCode.STALE: ErrorRow(502, _SERVER, True, "The call's lease ended without an outcome."),
-    ErrorCode.SETTLEMENT_TIMEOUT: ErrorRow(504, _SERVER, False, "Not yet booked; ask GET /api/v2/calls/{id}."),
-    ErrorCode.SERVICE_UNAVAILABLE: ErrorRow(503, _SERVER, True, "A part of the hub is away; nothing was charged."),
-    ErrorCode.OVERLOADED: ErrorRow(503, _SERVER, True, "The hub takes no more calls right now."),
+    ErrorCode.INVALID_REQUEST: ErrorRow(400, _REQUEST, _NO, "A field is missing, of the wrong type or out of range."),
+    ErrorCode.INVALID_JSON: ErrorRow(400, _REQUEST, _NO, "The body is not the JSON that this endpoint reads."),
+    ErrorCode.INVALID_API_KEY: ErrorRow(401, _AUTH, _NO, "The access key is missing, unknown or revoked."),
+    ErrorCode.NOT_ENOUGH_CREDIT: ErrorRow(402, "NOT_ENOUGH", _NO, "The account's free credit is below the hold."),
+    ErrorCode.FORBIDDEN: ErrorRow(403, "permission_error", _NO, "The key's role does not allow this."),
+    ErrorCode.NOT_FOUND: ErrorRow(404, _REQUEST, _NO, "There is no such path, call or object."),
+    ErrorCode.MODEL_NOT_FOUND: ErrorRow(404, _REQUEST, _NO, "No configured provider serves this model."),
+    ErrorCode.MODEL_UNPRICED: ErrorRow(400, _REQUEST, _NO, "The model has no price and billing is on."),
+    ErrorCode.METHOD_NOT_ALLOWED: ErrorRow(405, _REQUEST, _NO, "The path does not take this method."),
+    ErrorCode.REQUEST_TIMEOUT: ErrorRow(408, _REQUEST, _YES, "The request did not arrive in time."),
+    ErrorCode.IDEMPOTENCY_CONFLICT: ErrorRow(409, _REQUEST, _NO, "The key's call is known, its answer not kept."),
+    ErrorCode.IDEMPOTENCY_MISMATCH: ErrorRow(409, _REQUEST, _NO, "The key belongs to a request with another body."),
+    ErrorCode.CONFLICT: ErrorRow(409, _REQUEST, _NO, "The object changed meanwhile or exists already."),
+    ErrorCode.PAYLOAD_TOO_LARGE: ErrorRow(413, _REQUEST, _NO, "The body is above the limit."),
+    ErrorCode.HEADERS_TOO_LARGE: ErrorRow(431, _REQUEST, _NO, "There are too many headers, or they are too large."),
+    ErrorCode.RATE_LIMITED: ErrorRow(429, "rate_limit_error", _YES, "Too many requests."),
+    ErrorCode.INTERNAL_ERROR: ErrorRow(500, _SERVER, _WITH_KEY, "A bug on our side; the log has it by the request id."),
+    ErrorCode.UNSUPPORTED_FEATURE: ErrorRow(400, _REQUEST, _NO, "The chosen provider cannot express this field."),
+    ErrorCode.UPSTREAM_REJECTED: ErrorRow(400, _REQUEST, _NO, "The provider refused the request; its words follow."),
+    ErrorCode.UPSTREAM_AUTHENTICATION: ErrorRow(502, _UPSTREAM, _NO, "The provider refused the hub's credential."),
+    ErrorCode.UPSTREAM_RATE_LIMITED: ErrorRow(429, "rate_limit_error", _YES, "The provider limits the hub."),
+    ErrorCode.UPSTREAM_UNAVAILABLE: ErrorRow(502, _UPSTREAM, _YES, "The provider failed or could not be reached."),
+    ErrorCode.UPSTREAM_TIMEOUT: ErrorRow(504, _UPSTREAM, _YES, "The provider did not answer in time."),
+    ErrorCode.UPSTREAM_BROKEN: ErrorRow(502, _UPSTREAM, _YES, "The provider's answer ended early or was malformed."),
+    ErrorCode.ANSWER_LOST: ErrorRow(502, _SERVER, _WITH_KEY, "Lost inside the hub; ask GET /api/v2/calls/{id}."),
+    ErrorCode.CREDIT_EXHAUSTED: ErrorRow(402, "NOT_ENOUGH", _NO, "Credit ran out while the answer was running."),
+    ErrorCode.CLIENT_CANCELLED: ErrorRow(499, _REQUEST, _NO, "The client left before the answer was complete."),
+    ErrorCode.ROUTER_UNAVAILABLE: ErrorRow(503, _SERVER, _YES, "No provider-router accepted the call in time."),
+    ErrorCode.ROUTER_LOST: ErrorRow(502, _SERVER, _YES, "The provider-router of the call is gone."),
+    ErrorCode.GATEWAY_LOST: ErrorRow(502, _SERVER, _YES, "The gateway of the call is gone."),
+    ErrorCode.STALE: ErrorRow(502, _SERVER, _YES, "The call's lease ended without an outcome."),
+    ErrorCode.SETTLEMENT_TIMEOUT: ErrorRow(504, _SERVER, _WITH_KEY, "Not yet booked; ask GET /api/v2/calls/{id}."),
+    ErrorCode.SERVICE_UNAVAILABLE: ErrorRow(503, _SERVER, _YES, "A part of the hub is away; nothing was charged."),
+    ErrorCode.OVERLOADED: ErrorRow(503, _SERVER, _YES, "The hub takes no more calls right now."),
 }
 
 REASON_CHARS_MAX: Final = 1000

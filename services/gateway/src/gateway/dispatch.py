@@ -141,9 +141,7 @@ class Dispatcher:
             if call.due < now:
                 self._overdue(call)
             elif call.stage in _RUNNING and self._silent(call.router, now):
-                call.fail(
-                    HubError(ErrorCode.ROUTER_LOST, "The part of the hub that served this call is gone; try again.")
-                )
+                call.fail(_lost(call, "The part of the hub that served this call is gone"))
 
     def _silent(self, router: str, now: float) -> bool:
         if not self._bus.is_connected:
@@ -246,13 +244,7 @@ class Dispatcher:
         """Paid, and the rest of its answer did not reach us: there was no bus to carry it."""
         if call.held is None and call.error is None and call.stage is not Stage.OVER:
             _log.warning("end of an answer lost", call_id=call.call_id)
-            call.fail(
-                HubError(
-                    ErrorCode.UPSTREAM_BROKEN,
-                    "The end of the answer was lost inside the hub;"
-                    f" GET /api/v2/calls/{call.call_id} tells what was charged.",
-                )
-            )
+            call.fail(_lost(call, "The end of the answer was lost inside the hub"))
 
     def _reconnected(self) -> None:
         self._reconnected_at = time.monotonic()
@@ -336,7 +328,7 @@ class Dispatcher:
     def _gap(self, call: OpenCall) -> None:
         """A frame is missing or came twice: never splice over it."""
         _log.error("frames out of order", call_id=call.call_id, expected=call.next_sequence)
-        call.fail(HubError(ErrorCode.UPSTREAM_BROKEN, "Part of the answer was lost inside the hub; try again."))
+        call.fail(_lost(call, "Part of the answer was lost inside the hub"))
         if not call.header.kept:  # there all of it can still be read
             self.cancel(call, ErrorCode.UPSTREAM_BROKEN)
 
@@ -379,6 +371,12 @@ class Dispatcher:
 def _goes_on(call: OpenCall) -> bool:
     """Whether a call that has not been accepted yet is dispatched, or was, although its client has left."""
     return call.stage is Stage.DISPATCHED or call.header.kept
+
+
+def _lost(call: OpenCall, what: str) -> HubError:
+    """The answer, or a part of it, will not come; whether it was paid is for the books to say."""
+    text = f"{what}; GET /api/v2/calls/{call.call_id} tells what was charged."
+    return HubError(ErrorCode.ANSWER_LOST, text)
 
 
 def as_error(failure: frames.Failure) -> HubError:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from contracts.errors import ERRORS, ErrorCode, HubError
+from contracts.errors import ERRORS, ErrorCode, HubError, Retry
 from gateway.api import errors
 
 
@@ -15,7 +15,9 @@ def test_every_code_has_openais_body_and_says_whether_to_retry(code: ErrorCode) 
     headers = dict(errors.headers(error, "req-1"))
     assert headers[b"content-type"] == b"application/json"
     assert headers[b"x-request-id"] == b"req-1"
-    assert (headers.get(b"x-should-retry") == b"false") is (not row.retryable)
+    assert (headers.get(b"x-should-retry") == b"false") is (row.retry is not Retry.YES)
+    repeatable = dict(errors.headers(error, "req-1", is_repeatable=True))
+    assert (repeatable.get(b"x-should-retry") == b"false") is (row.retry is Retry.NO)
     assert (b"retry-after" in headers) is (row.status in {429, 503})
 
 

@@ -76,7 +76,7 @@ async def test_a_paid_answer_whose_end_does_not_come_fails_soon(dispatcher: Disp
     dispatcher.settled(SettledCall(call.call_id, "success", "0.1"))
     await asyncio.wait_for(changed.wait(), 10)
     assert call.error is not None
-    assert call.error.code == ErrorCode.UPSTREAM_BROKEN
+    assert call.error.code == ErrorCode.ANSWER_LOST
     assert call.call_id in call.error.message
 
 

@@ -16,6 +16,8 @@ _BLANK: Final = 0x20
 _VISIBLE: Final = frozenset(range(0x21, 0x7F))
 """Bytes of visible ASCII signs."""
 REQUEST_ID: Final = "request_id"
+READS: Final = frozenset({"GET", "HEAD"})
+"""Methods of requests that change nothing."""
 """Key in the scope's state."""
 
 CORS: Final = (
@@ -85,7 +87,12 @@ class Edge:
             if started:
                 raise
             error = HubError(ErrorCode.INTERNAL_ERROR, f"The hub failed; tell its operator request id {own_id}.")
-            await respond(send_with_headers, error.status, errors.headers(error, own_id), errors.body(error))
+            await respond(
+                send_with_headers,
+                error.status,
+                errors.headers(error, own_id, is_repeatable=scope["method"] in READS),
+                errors.body(error),
+            )
 
 
 async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from contracts.errors import ERRORS, ErrorCode, HubError
+from contracts.errors import ERRORS, ErrorCode, HubError, Retry
 
 _JSON: Final = b"application/json"
 _ENCODER: Final = msgspec.json.Encoder()
@@ -75,10 +75,16 @@ def event(error: HubError) -> bytes:
     return b"data: " + body(error) + b"\n\n"
 
 
-def headers(error: HubError, request_id: str) -> list[tuple[bytes, bytes]]:
-    """Headers of an error answer, without its length: type, request id, whether and when to try again."""
+def headers(error: HubError, request_id: str, *, is_repeatable: bool = False) -> list[tuple[bytes, bytes]]:
+    """Headers of an error answer, without its length: type, request id, whether and when to try again.
+
+    Args:
+        error: the refusal.
+        request_id: of the request.
+        is_repeatable: whether the same request again is never charged twice: it has a key, or only reads.
+    """
     result = [(b"content-type", _JSON), (b"x-request-id", request_id.encode("ascii", "ignore"))]
-    if not is_retryable(error):
+    if not _may_be_repeated(error.code, is_repeatable=is_repeatable):
         result.append((b"x-should-retry", b"false"))
     if error.retry_after_s is not None:
         result.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
@@ -91,9 +97,14 @@ def headers(error: HubError, request_id: str) -> list[tuple[bytes, bytes]]:
     return result
 
 
-def is_retryable(error: HubError) -> bool:
-    """Whether sending the same request again can help."""
-    return ERRORS[error.code].retryable
+def _may_be_repeated(code: ErrorCode, *, is_repeatable: bool) -> bool:
+    match ERRORS[code].retry:
+        case Retry.YES:
+            return True
+        case Retry.WITH_KEY:
+            return is_repeatable
+        case Retry.NO:
+            return False
 
 
 def admin_body(error: HubError) -> bytes:

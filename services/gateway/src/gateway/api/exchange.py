@@ -350,7 +350,8 @@ class ChatExchange:
             return
         metrics.refused(error.code)
         body = errors.body(error)
-        own = [b"%b: %b\r\n" % header for header in errors.headers(error, "") if header[0] != b"x-request-id"]
+        headers = errors.headers(error, "", is_repeatable=b"idempotency-key" in self._named)
+        own = [b"%b: %b\r\n" % header for header in headers if header[0] != b"x-request-id"]
         own.append(b"content-length: %d\r\n" % len(body))
         self._write(self._head(error.status, b"".join(own)), body)
         self._finish(self._call, error.code)

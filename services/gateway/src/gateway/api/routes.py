@@ -37,7 +37,7 @@ from gateway.api import (
     user_credit,
 )
 from gateway.api.dialects import CHAT_PATHS
-from gateway.api.edge import REQUEST_ID, Edge
+from gateway.api.edge import READS, REQUEST_ID, Edge
 from gateway.api.services import SERVICES, Services, needs
 
 Shape = Literal["openai", "admin"]
@@ -213,7 +213,8 @@ def build(services: Services | None, mount_path: str = "") -> FastAPI:
 
 def _add_error_handlers(app: FastAPI, mount_path: str) -> None:
     def refuse(request: Request, error: HubError, extra: dict[str, str] | None = None) -> Response:
-        headers = dict(errors.headers(error, getattr(request.state, REQUEST_ID)))
+        is_repeatable = request.method in READS
+        headers = dict(errors.headers(error, getattr(request.state, REQUEST_ID), is_repeatable=is_repeatable))
         path = request.scope["path"].removeprefix(mount_path)
         body = errors.admin_body(error) if path.startswith(_ADMIN_PREFIXES) else errors.body(error)
         texts = {name.decode(): value.decode() for name, value in headers.items()}

@@ -7,7 +7,7 @@ from typing import Final
 import asyncpg
 import structlog
 
-from contracts.errors import ERRORS, ErrorCode, HubError
+from contracts.errors import ERRORS, ErrorCode, HubError, Retry
 from contracts.ids import welcome_grant_id
 from gateway.auth import access_keys
 from gateway.identity import store
@@ -65,7 +65,7 @@ async def _grant_welcome(account: str, grant: GrantWelcome) -> None:
         except HubError as error:
             if error.code is ErrorCode.CONFLICT:
                 return  # given at an earlier start, when HUB_WELCOME_CREDITS was another amount
-            if not ERRORS[error.code].retryable:
+            if ERRORS[error.code].retry is Retry.NO:
                 _log.error("welcome grant refused", error=str(error.code), reason=error.message)
                 return
         else:
