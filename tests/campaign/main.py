@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from campaign import journals
+from campaign.growth import Vitals
 from campaign.kills import Kills, Watch
 from campaign.load import Load
 from campaign.stage import PAIRS, Stage, staged
@@ -69,8 +70,8 @@ async def campaign(plan: Plan, root: Path, template: Path | None = None) -> Outc
     async with staged(root, template, rng, counts=plan.counts, rich=plan.rich) as stage:
         load = Load(stage.payers, plan.seed, plan.clients, plan.pause_s)
         kills = Kills(stage, rng, plan.hands, plan.down_s, plan.between_s)
-        watch = Watch(stage)
-        watching = asyncio.create_task(watch.run(every_s=1.0))
+        watch, vitals = Watch(stage), Vitals(lambda: stage.scene.hub.pids)
+        watching = asyncio.gather(watch.run(every_s=1.0), vitals.run(every_s=1.0))
         began = time.monotonic()
         try:
             await _faults(plan, load, kills)
@@ -81,10 +82,11 @@ async def campaign(plan: Plan, root: Path, template: Path | None = None) -> Outc
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-        verdict.violations += watch.overspent + kills.deaths
+        verdict.violations += watch.overspent + kills.deaths + vitals.violations()
         verdict.figures |= {
             "looks at the books meanwhile": watch.looks,
             "seconds, to the verdict": round(time.monotonic() - began),
+            **vitals.figures(),
             **{f"asked: {kind.replace('_', ' ')}": count for kind, count in sorted(load.kinds.items())},
         }
         outcome = Outcome(verdict, kills)
