@@ -32,6 +32,7 @@ Row = asyncpg.Record
 AUDIT = """
 create schema audit;
 create table audit.ended (call_id uuid, state text, at timestamptz default now());
+create index on audit.ended (call_id);
 create table audit.unbalanced (account text, held numeric, open_holds numeric, at timestamptz default now());
 
 create function audit.note_end() returns trigger language plpgsql security definer as $$

@@ -58,7 +58,8 @@ select
      from metering.model_call c where c.account = any ($1)),
     (select json_agg(json_build_array(l.account, l.acct_seq, l.call_id, l.amount::text) order by l.account, l.acct_seq)
      from metering.ledger l where l.account = any ($1)),
-    (select json_agg(json_build_array(l.call_id, l.epoch)) from metering.late_completion l where l.account = any ($1)),
+    (select json_agg(json_build_array(l.call_id, l.epoch)) from metering.late_completion l
+     where l.call_id in (select c.id from metering.model_call c where c.account = any ($1))),
     (select json_agg(json_build_array(u.account, u.held::text, u.open_holds::text))
      from audit.unbalanced u where u.account = any ($1)),
     (select count(*) - count(distinct e.call_id) from audit.ended e
