@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -81,16 +81,25 @@ def main() -> int:
     parser.add_argument("--meterings", type=int, default=1, help="processes that share the outbox")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    drained = asyncio.run(_measured(options.events, options.accounts, options.workers, options.meterings))
+    drained = asyncio.run(measured(options.events, options.accounts, options.workers, options.meterings))
     _print(drained)
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(drained), indent=2))
     return 2 if drained.problems else 0
 
 
-async def _measured(events: int, accounts: int, workers: int, meterings: int) -> Drained:
+async def measured(events: int, accounts: int, workers: int, meterings: int, template: Path | None = None) -> Drained:
+    """Fill an outbox, have it reported, and hold both sides against each other.
+
+    Args:
+        events: charges in the outbox.
+        accounts: whose they are, in turn.
+        workers: of each metering.
+        meterings: processes.
+        template: see `rig.servers.opened`.
+    """
     with tempfile.TemporaryDirectory(prefix="hub-bench-") as folder:
-        async with _running(Path(folder), workers, meterings) as (hub, kit, pid):
+        async with _running(Path(folder), workers, meterings, template) as (hub, kit, pid):
             names = [f"z1payer{number}" for number in range(accounts)]
             await hub.fetch(_PAUSE, True)
             await hub.fetch(_ACCOUNTS, names)
@@ -112,13 +121,15 @@ async def _measured(events: int, accounts: int, workers: int, meterings: int) ->
                 {name: used / events * 1000 for name, used in cpu_between(before, after).items()},
                 elsewhere_between(before, after) / seconds / (os.cpu_count() or 1),
                 ended["repeated"],
-                await _problems(kit, identifiers, ended),
+                await problems(kit, identifiers, ended),
             )
     raise AssertionError("the folder's context swallows nothing")
 
 
 @asynccontextmanager
-async def _running(folder: Path, workers: int, meterings: int) -> AsyncIterator[tuple[Hub, KitProcess, int]]:
+async def _running(
+    folder: Path, workers: int, meterings: int, template: Path | None
+) -> AsyncIterator[tuple[Hub, KitProcess, int]]:
     kit, processes = KitProcess(folder / "journal.jsonl"), Processes()
     processes.add(kit.program)
     await processes.start(KIT)
@@ -130,7 +141,7 @@ async def _running(folder: Path, workers: int, meterings: int) -> AsyncIterator[
         }
         env["HUB_PAYMENT_KIT_WORKERS"] = str(workers)
         counts = {"gateway": 0, "provider-router": 0, "janitor": 0, "metering": meterings}
-        hub = await started(folder / "hub", None, counts=counts, env=env)
+        hub = await started(folder / "hub", template, counts=counts, env=env)
         try:
             yield hub, kit, processes.pids[KIT]
         finally:
@@ -160,7 +171,8 @@ async def _none(hub: Hub, sql: str) -> bool:
     return not await hub.value(sql)
 
 
-async def _problems(kit: KitProcess, identifiers: set[str], ended: asyncpg.Record) -> list[str]:
+async def problems(kit: KitProcess, identifiers: set[str], ended: Mapping[str, int]) -> list[str]:
+    """What is not equal on both sides."""
     journal = [line["wanted"] for line in await kit.control("journal") if line["kind"] == "meter_event"]
     counts = Counter(event["identifier"] for event in journal)
     total = sum((Decimal(event["payload"]["value"]) for event in journal), Decimal(0))
