@@ -18,12 +18,12 @@ import asyncpg
 import msgspec
 import structlog
 
-from contracts.rpc.metering import ReserveResult, ReserveStatus
 from metering import metrics
 from metering.events import Arrival, UnreadableFactError
 from metering.events import read as read_fact
 from metering.fair import FairQueue
-from metering.reserve import Asked, ReserveRequest
+from metering.replies import INVALID, UNAVAILABLE, Replies, SecondLook
+from metering.reserve import Asked
 from metering.reserve import read as read_reserves
 from metering.settle import NAK_DELAY_MAX_S, Announcer, Unsettled, deliveries, lost, quietly, unsettled
 from metering.sql.store import Refusal, TurnResult, TurnStore
@@ -31,9 +31,6 @@ from runtime import failpoints
 from runtime.postgres import UNKNOWN_OUTCOME
 
 _log = structlog.get_logger("turns")
-_RESERVED: Final = ReserveResult(ReserveStatus.RESERVED)
-_INVALID: Final = ReserveResult(ReserveStatus.INVALID)
-_UNAVAILABLE: Final = ReserveResult(ReserveStatus.UNAVAILABLE)
 ANNOUNCE_S: Final = 0.02
 """How long routers, subscribers and acks wait for company: waking a process for each call costs more than the call."""
 TROUBLE_S: Final = 2 * NAK_DELAY_MAX_S
@@ -59,17 +56,11 @@ class Turns:
     wait_s: float
     """Reserves that wait longer are answered `unavailable`."""
     reserves_max: int
-    second_look: "Callable[[Asked, Callable[[Asked], None], Callable[[Asked, ReserveResult], None]], None] | None" = (
-        None
-    )
-    """Asked before a call is refused for want of credit, once per call; it calls one of the two functions later."""
-    _looked: set[str] = field(default_factory=set)
-    """Calls that had their second look."""
+    second_look: SecondLook | None = None
+    _replies: Replies = field(init=False)
     _facts: FairQueue[Arrival] = field(default_factory=FairQueue)
     _asked: FairQueue[Asked] = field(default_factory=FairQueue)
     _unreadable: list[Unsettled] = field(default_factory=list)
-    _open: dict[ReserveRequest, None] = field(default_factory=dict)
-    """Requests without a reply, in order of arrival."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _done: list[tuple[TurnResult, list[Arrival]]] = field(default_factory=list)
     """Committed, and known to the gateways only."""
@@ -81,6 +72,9 @@ class Turns:
     _draining: bool = False
     _ended: bool = False
 
+    def __post_init__(self) -> None:
+        self._replies = Replies(self.announcer.bus, self.second_look, self._ask_again)
+
     # ---- in: called inside the read of the bus ----------------------------------------------------------------------
 
     def on_reserve(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
@@ -91,11 +85,11 @@ class Turns:
             _log.warning("unreadable reserve", detail=str(error)[:200])
             return
         if self._ended or self.closed or len(self._asked) + len(asked) > self.reserves_max:
-            self._refuse_rest(request)
+            self._replies.refuse_rest(request)
         if request.missing == 0:
-            self._reply(request)
+            self._replies.send(request)
             return
-        self._open[request] = None
+        self._replies.expect(request)
         for call in asked:
             self._asked.put(call.account, call)
         self._woken.set()
@@ -142,10 +136,7 @@ class Turns:
             await asyncio.sleep(min(0.1, self.wait_s / 4))
             metrics.BACKLOG.labels("facts").set(len(self._facts))
             metrics.BACKLOG.labels("reserves").set(len(self._asked))
-            oldest = loop.time() - self.wait_s
-            for request in [request for request in self._open if request.arrived < oldest]:
-                self._refuse_rest(request)
-                self._reply(request)
+            self._replies.refuse_older(loop.time() - self.wait_s)
 
     def drain(self) -> None:
         """Let `run` return once nothing waits."""
@@ -182,7 +173,7 @@ class Turns:
     async def _give_up(self, facts: Sequence[Arrival], asked: Sequence[Asked], error: asyncpg.PostgresError) -> None:
         for call in asked:
             _log.warning("reserve refused", call_id=call.call_id, error=type(error).__name__, detail=str(error)[:200])
-            self._refuse(call, _INVALID)
+            self._replies.refuse(call, INVALID)
         if facts:
             await self.announcer.park([unsettled(arrival, "bad_value", str(error)) for arrival in facts])
 
@@ -206,7 +197,7 @@ class Turns:
             return
         metrics.TURN_SECONDS.observe(time.perf_counter() - started)
         metrics.TURN_CALLS.observe(len(facts) + len(asked))
-        self._answer_reserves(asked, result)
+        self._replies.turned(asked, result)
         if result.refused:
             self.on_refused(result.refused)
         if facts:
@@ -252,51 +243,12 @@ class Turns:
         for arrival in facts:
             self.announcer.nak(arrival.ack)
         for call in asked:
-            self._refuse(call, _UNAVAILABLE)
-
-    # ---- replies to reserves ----------------------------------------------------------------------------------------
-
-    def _answer_reserves(self, asked: Sequence[Asked], result: TurnResult) -> None:
-        refused = {id(entry.asked): ReserveResult(entry.status, entry.other_call_id) for entry in result.refused}
-        for entry in result.refused:
-            metrics.RESERVES.labels(entry.status).inc()
-        metrics.RESERVES.labels(_RESERVED.status).inc(len(asked) - len(result.refused))
-        for call in asked:
-            answer = refused.get(id(call), _RESERVED)
-            if answer.status == ReserveStatus.NOT_ENOUGH and self._looks_again(call):
-                continue
-            self._answer(call, answer)
-
-    def _looks_again(self, call: Asked) -> bool:
-        """Whether the account's balance is read before the call is refused."""
-        if self.second_look is None or call.call_id in self._looked:
-            return False
-        self._looked.add(call.call_id)
-        self.second_look(call, self._ask_again, self._refuse)
-        return True
+            self._replies.refuse(call, UNAVAILABLE)
 
     def _ask_again(self, call: Asked) -> None:
+        """After its second look."""
         if self._ended or not call.request.missing:
-            self._refuse(call, _UNAVAILABLE)
+            self._replies.refuse(call, UNAVAILABLE)
             return
         self._asked.put(call.account, call)
         self._woken.set()
-
-    def _refuse(self, call: Asked, result: ReserveResult) -> None:
-        metrics.RESERVES.labels(result.status).inc()
-        self._answer(call, result)
-
-    def _refuse_rest(self, request: ReserveRequest) -> None:
-        metrics.RESERVES.labels(_UNAVAILABLE.status).inc(request.missing)
-        request.answer_rest(_UNAVAILABLE)
-
-    def _answer(self, call: Asked, result: ReserveResult) -> None:
-        if self._looked:
-            self._looked.discard(call.call_id)
-        if call.request.answer(call.place, result):
-            self._reply(call.request)
-
-    def _reply(self, request: ReserveRequest) -> None:
-        self._open.pop(request, None)
-        if request.reply:
-            quietly(self.announcer.bus.send, request.reply.decode(), request.encoded())
