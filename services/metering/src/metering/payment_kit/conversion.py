@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
 from uuid import UUID
@@ -36,6 +38,8 @@ _log = structlog.get_logger("grant_conversion")
 KNOWN_S: Final = 5.0
 """After this long every metering knows that a conversion is open, and refuses reserves."""
 _UNIT_S: Final = 30.0
+_CONNECT_S: Final = 5.0
+_SESSION: Final = {"application_name": "metering-conversion", "jit": "off", "statement_timeout": "60000"}
 _OPEN: Final = """
 select * from metering.grant_conversion where state in ('running', 'moved') and not dry_run
 """
@@ -136,7 +140,7 @@ class GrantConversions:
             raise HubError(ErrorCode.CONFLICT, f"The conversion is not done: {why}. Give --apply again.")
         if self.settings.payment_kit_unit != "USD":
             raise HubError(ErrorCode.CONFLICT, "Restart the hub with HUB_PAYMENT_KIT_UNIT=USD first.")
-        async with self.pool.acquire() as connection, connection.transaction():
+        async with connected(self.settings.database_url.get_secret_value()) as connection, connection.transaction():
             rest = await connection.fetchrow(_AT_REST)
             assert rest is not None  # noqa: S101 - counts
             if rest["running"] or rest["unsent"]:
@@ -226,6 +230,16 @@ class GrantConversions:
         if row is None:
             _unknown()
         return told(row)
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    """A connection of its own: statements about every account take longer than those of the pool may."""
+    connection = await asyncpg.connect(dsn, timeout=_CONNECT_S, server_settings=_SESSION)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
 
 
 def told(row: asyncpg.Record) -> GrantsConversion:

@@ -21,7 +21,7 @@ from contracts.rpc.grant_conversion import PROBLEMS_MAX
 from metering.payment_kit import grant_list
 from metering.payment_kit.circuit import backoff_s
 from metering.payment_kit.client import PaymentKitError
-from metering.payment_kit.conversion import KNOWN_S, GrantConversions
+from metering.payment_kit.conversion import KNOWN_S, GrantConversions, connected
 from metering.payment_kit.grant_list import ListedGrant
 from metering.payment_kit.grant_units import is_open
 from metering.payment_kit.moves import IN_DOUBT, TOO_LITTLE, Moved, Mover
@@ -32,8 +32,6 @@ LOOK_S: Final = 0.5
 """How often a process looks whether a conversion is to be run."""
 _LOCK: Final = 7_201_190_511_363
 _AT_ONCE: Final = 8
-_CONNECT_S: Final = 5.0
-_SESSION: Final = {"application_name": "metering-conversion", "jit": "off", "statement_timeout": "60000"}
 _SLACK_S: Final = 5.0
 _WAITING: Final = "select id from metering.grant_conversion where state = 'running' order by started_at limit 1"
 _ROW: Final = "select * from metering.grant_conversion where id = $1 and state = 'running'"
@@ -112,12 +110,8 @@ class GrantConversionRuns:
     @asynccontextmanager
     async def _alone(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record] | None]":
         """A connection while which nobody else converts; None when somebody does. Its end gives the turn back."""
-        dsn = self.conversions.settings.database_url.get_secret_value()
-        connection = await asyncpg.connect(dsn, timeout=_CONNECT_S, server_settings=_SESSION)
-        try:
+        async with connected(self.conversions.settings.database_url.get_secret_value()) as connection:
             yield connection if await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK) else None
-        finally:
-            connection.terminate()
 
     async def _take(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         waiting = await connection.fetchval(_WAITING)
