@@ -84,7 +84,7 @@ class LocalKit:
     async def start(self) -> None:
         """Serve on the port, always the same."""
         config = uvicorn.Config(
-            self.server,  # type: ignore[arg-type]
+            self.server,
             port=self.port, lifespan="off", log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)

@@ -1,5 +1,6 @@
 """A provider's bill: read whatever its columns are called, compared with what was served."""
 
+import csv
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_what_is_no_bill_is_refused_with_its_line(lines: list[str], words: str) 
 def test_no_text_breaks_the_reader(lines: list[str]) -> None:
     try:
         bills.parsed(lines)
-    except (UsageError, bills.csv.Error):
+    except (UsageError, csv.Error):
         return
 
 

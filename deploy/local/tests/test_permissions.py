@@ -6,6 +6,7 @@ import asyncpg
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from rig.fixtures import Database
 from rig.servers import DockerServers, EmbeddedServers
 from rig.waiting import until
@@ -150,10 +151,10 @@ async def test_buckets_can_be_written_read_and_watched(infra: Servers, user: str
     assert (await store.get(key)).value == b"1"
     await store.update(key, b"2", last=revision)
     watch = await store.watch(key)
-    entry = await watch.updates(timeout=2)
+    entry = await watch.updates(timeout=2)  # type: ignore[no-untyped-call]
     assert entry is not None
     assert entry.value == b"2"
-    await watch.stop()
+    await watch.stop()  # type: ignore[no-untyped-call]
     await store.delete(key)
     await client.close()
     assert refusals.texts == []
@@ -183,7 +184,7 @@ async def test_answers_reach_whoever_may_ask(infra: Servers, asked: str) -> None
     server, refused = await connected(infra, asked)
     subject = subjects.rpc(asked, "test_only")
 
-    async def answer(message: nats.aio.msg.Msg) -> None:
+    async def answer(message: Msg) -> None:
         await message.respond(b"yes")
 
     await server.subscribe(subject, queue=asked, cb=answer)

@@ -6,6 +6,7 @@ import logging
 import sys
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind
@@ -71,13 +72,13 @@ def test_log_line_is_one_json_object_with_service_and_process(monkeypatch: pytes
     monkeypatch.setattr(sys, "stderr", out)
     try:
         telemetry.configure_logging("metering", "metering-1", "info", "json")
-        telemetry.structlog.get_logger("x").info("settled", calls=3)
-        telemetry.structlog.get_logger("x").debug("not shown")
+        structlog.get_logger("x").info("settled", calls=3)
+        structlog.get_logger("x").debug("not shown")
         logging.getLogger("library").warning("a library's %s", "word")
         lines = [json.loads(line) for line in out.getvalue().splitlines()]
     finally:
-        telemetry.structlog.reset_defaults()
-        telemetry.structlog.contextvars.clear_contextvars()
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
         logging.getLogger().handlers.clear()
     assert [line["event"] for line in lines] == ["settled", "a library's word"]
     assert all(line["service"] == "metering" and line["process"] == "metering-1" for line in lines)

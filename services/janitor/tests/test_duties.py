@@ -72,7 +72,7 @@ def test_every_duty_runs_as_often_as_its_setting_says(monkeypatch: pytest.Monkey
     for name, period_s in wanted.items():
         monkeypatch.setenv(f"HUB_{name.upper()}", str(period_s))
     nobody: Any = None  # whom duties would ask
-    duties = table(Settings(), nobody, nobody, nobody)  # type: ignore[call-arg] - from the environment
+    duties = table(Settings(), nobody, nobody, nobody)  # from the environment
     assert sorted(duty.period_s for duty in duties) == sorted(wanted.values())
     assert len({duty.name for duty in duties}) == len(duties)
 

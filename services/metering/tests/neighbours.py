@@ -187,7 +187,7 @@ class Neighbours:
 
         async def nothing_left() -> bool:
             info = await js.consumer_info(streams.SETTLE.stream, streams.SETTLE.durable)
-            return info.num_pending == 0 and info.num_ack_pending == 0
+            return not info.num_pending and not info.num_ack_pending
 
         await until(nothing_left, within_s=40, what="the settle consumer is empty")
 

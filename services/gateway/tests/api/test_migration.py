@@ -118,7 +118,8 @@ async def test_members_and_guests_convert_nothing_and_see_nothing(surface: Any, 
 
 
 async def test_a_price_that_is_none_is_refused(surface: Any, converter: Converter) -> None:
-    bodies: list[Any] = [{"baseCreditPrice": price} for price in ("0", -1, "NaN", "Infinity", "1e6", None, "1e-10", [])]
+    prices: list[Any] = ["0", -1, "NaN", "Infinity", "1e6", None, "1e-10", []]
+    bodies: list[Any] = [{"baseCreditPrice": price} for price in prices]
     for body in (*bodies, {}, [], {"baseCreditPrice": "1", "price": "2"}):
         refused = await post(surface, body)
         assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request"), body

@@ -7,6 +7,7 @@ import pytest
 from rig.fixtures import Database
 
 from contracts.errors import ErrorCode, HubError
+from contracts.ids import welcome_grant_id
 from gateway.auth import access_keys
 from gateway.identity import bootstrap, store
 from runtime import postgres
@@ -65,7 +66,7 @@ async def test_the_first_start_makes_an_owner_and_shows_its_key_once(world: Worl
     row = (await store.key_rows(world.pool, [key_id]))[key_id]
     assert row.digest == access_keys.digest(PEPPER, shown.encode())
     assert len(world.announced) == 1
-    assert set(world.grants) == {(owner, bootstrap.welcome_grant_id(owner))}
+    assert set(world.grants) == {(owner, welcome_grant_id(owner))}
 
 
 async def test_a_given_key_is_stored_and_never_shown(world: World, database: Database) -> None:

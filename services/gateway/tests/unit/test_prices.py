@@ -229,7 +229,7 @@ async def test_a_deprecated_model_is_neither_listed_nor_served_even_without_bill
     gone = _rate("openai/gpt-4o").model_copy(update={"deprecated": True})
     snapshot = SNAPSHOT.model_copy(update={"rates": (gone, *SNAPSHOT.rates[1:])})
     for billing in ("credit", "off"):
-        prices = await _prices(snapshot, billing=billing, unpriced="free")  # type: ignore[arg-type]
+        prices = await _prices(snapshot, billing=billing, unpriced="free")
         assert "openai/gpt-4o" not in [model.id for model in prices.catalog.models()]
         assert _names(prices.resolve("gpt-4o")) == ["azure/gpt-4o"]
         with pytest.raises(HubError) as caught:

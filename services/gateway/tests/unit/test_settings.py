@@ -18,7 +18,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _read() -> Settings:
-    return Settings()  # type: ignore[call-arg]
+    return Settings()
 
 
 def test_only_addresses_and_secrets_are_needed() -> None:

@@ -11,6 +11,7 @@ import asyncpg
 import msgspec
 import pytest
 from neighbours import Neighbours, call
+from pydantic import BaseModel
 from rig.fixtures import Database
 from rig.waiting import until
 
@@ -73,20 +74,21 @@ async def test_an_id_changes_money_once_and_answers_the_same_again(hub: Neighbou
     await hub.ask(q.GRANT, spare, q.Balance)
     back = c.RefundGrant(refund_id=str(uuid4()), grant_id=spare.grant_id, amount=Decimal(1))
     end = c.GrantExpire(expiry_id=str(uuid4()), grant_id=spare.grant_id)
-    for method, request, amount in (
+    changes: tuple[tuple[str, BaseModel, str], ...] = (
         (c.ADJUST, up, "2.5"),
         (c.ADJUST, down, "-1.25"),
         (c.REFUND_CALL, refund, "0.05"),
         (c.REFUND_GRANT, back, "-1"),
         (c.GRANT_EXPIRE, end, "-2"),
-    ):
+    )
+    for method, request, amount in changes:
         answers = await asyncio.gather(*(_changed(hub, method, request) for _ in range(5)))
         assert len({answer.entry.entry_id for answer in answers}) == 1
         assert {answer.entry.amount for answer in answers} == {Decimal(amount)}
     assert (await _balance(hub)).granted == Decimal("11.3")
     assert (await _balance(hub)).available == Decimal("11.1")
 
-    for method, request in (
+    others: tuple[tuple[str, BaseModel], ...] = (
         (c.ADJUST, up.model_copy(update={"amount": Decimal(2)})),
         (c.ADJUST, up.model_copy(update={"account": "did:b"})),
         (c.ADJUST, down.model_copy(update={"amount": Decimal(-1)})),
@@ -96,7 +98,8 @@ async def test_an_id_changes_money_once_and_answers_the_same_again(hub: Neighbou
         (c.GRANT_EXPIRE, end.model_copy(update={"expiry_id": down.adjustment_id})),
         (q.GRANT, _grant(grant_id=down.adjustment_id)),
         (q.GRANT, spare.model_copy(update={"expires_at": SOON})),
-    ):
+    )
+    for method, request in others:
         assert (await _refused(hub, method, request))[0] is ErrorCode.CONFLICT, request
     assert (await _balance(hub)).granted == Decimal("11.3")
     assert await hub.books.fetchval("select count(*) from metering.account where id = 'did:b'") == 0

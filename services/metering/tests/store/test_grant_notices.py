@@ -94,7 +94,7 @@ async def test_everybody_who_is_welcomed_is_told_so(hub: Neighbours, told: list[
 
     async def all_sent() -> bool:
         waiting = "select count(*) from metering.grant_notice where sent_at is null"
-        return await hub.books.fetchval(waiting) == 0
+        return not await hub.books.fetchval(waiting)
 
     await until(all_sent, within_s=30, what="all notices are sent")
     await hub.operator.flush()

@@ -118,7 +118,10 @@ async def test_older_credits_have_a_product_of_their_own(hub: Neighbours, kit: L
 async def test_answers_that_are_lost_leave_one_of_each(hub: Neighbours, kit: LocalKit, action: Action) -> None:
     await until_linked(hub, kit)
     await hub.stop_metering()
-    kit.books.products.clear(), kit.books.prices.clear(), kit.books.links.clear(), kit.books.recharge.clear()
+    kit.books.products.clear()
+    kit.books.prices.clear()
+    kit.books.links.clear()
+    kit.books.recharge.clear()
     kit.books.journal.clear()
     kit.server.faults.replace(
         [

@@ -61,8 +61,12 @@ async def test_meter_and_setting_are_made_once_by_many_processes_over_a_lost_ans
 ) -> None:
     await until_made(hub, kit)
     await hub.stop_metering()
-    kit.books.meters.clear(), kit.books.settings.clear(), kit.books.recharge.clear(), kit.books.journal.clear()
-    kit.books.prices.clear(), kit.books.links.clear()
+    kit.books.meters.clear()
+    kit.books.settings.clear()
+    kit.books.recharge.clear()
+    kit.books.journal.clear()
+    kit.books.prices.clear()
+    kit.books.links.clear()
     lost = {"action": "lose_reply", "times": 1}
     kit.server.faults.replace([{**lost, "path": "/api/settings"}, {**lost, "path": "/api/meters"}])
     await asyncio.gather(*(hub.start_metering() for _ in range(3)))
@@ -81,7 +85,9 @@ async def test_a_setting_and_a_unit_that_say_something_else_are_put_right(hub: N
     (setting,) = kit.books.settings.values()
     setting["settings"] = {"self_handle": False, "include_events": ["mine"], "kept": 1}
     del kit.books.meters[METER]
-    kit.books.recharge.clear(), kit.books.prices.clear(), kit.books.links.clear()
+    kit.books.recharge.clear()
+    kit.books.prices.clear()
+    kit.books.links.clear()
     await hub.start_metering()
     await until_made(hub, kit)
     assert setting["id"] == kit.books.meters[METER]["metadata"]["setting_id"]

@@ -64,7 +64,7 @@ async def repaired(hub: Neighbours, difference: r.DifferenceView) -> str:
 async def until_sent(hub: Neighbours) -> None:
     async def sent() -> bool:
         behind = "select count(*) from metering.account a left join metering.usage_sent s on s.account = a.id"
-        return await hub.books.fetchval(f"{behind} where a.seq > coalesce(s.seq, 0)") == 0
+        return not await hub.books.fetchval(f"{behind} where a.seq > coalesce(s.seq, 0)")
 
     await until(sent, within_s=30, what="every usage event is stored")
 

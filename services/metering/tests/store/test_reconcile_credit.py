@@ -82,7 +82,9 @@ async def test_more_drawn_from_grants_than_spent_is_named_and_given_back(
     await books.execute("update metering.account set spent = 3 where id = 'did:c'")
     await books.execute("select metering.credit_advance('did:c', now())")
     await books.execute("update metering.account set spent = 1 where id = 'did:c'")
-    (difference,) = (await credit.grants(connection, WHOLE)).differences or ()
+    found = await credit.grants(connection, WHOLE)
+    assert found.differences is not None
+    (difference,) = found.differences
     assert (difference.account, difference.expected, difference.found, difference.detail) == (
         "did:c", "1.0000000000", "3.0000000000", "drawn above what is spent",
     )  # fmt: skip

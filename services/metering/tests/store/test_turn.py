@@ -280,7 +280,7 @@ async def test_two_processes_settle_and_reserve_on_the_same_accounts_without_a_d
     await hub.until_drained()
 
     async def all_settled() -> bool:
-        return await hub.books.fetchval("select count(*) from metering.ledger") == 12 * 8 * 12
+        return bool(await hub.books.fetchval("select count(*) from metering.ledger") == 12 * 8 * 12)
 
     await until(all_settled, what="all calls are settled")
     await hub.books.execute("select pg_stat_clear_snapshot()")

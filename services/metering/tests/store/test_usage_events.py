@@ -8,6 +8,7 @@ from neighbours import CANDIDATE, Neighbours, call
 from rig.waiting import until
 
 from contracts.cloudevent import UsageEvent
+from contracts.events import CallCompleted, CallFailed
 from contracts.rpc import model_calls
 from contracts.usage import Piece, PieceRate, Rates, Tier, Usage
 from metering import pricing, recorded, usage_events
@@ -18,7 +19,7 @@ from metering.stored import rates_of, usage_of
 async def _until_sent(hub: Neighbours) -> None:
     async def sent() -> bool:
         behind = "select count(*) from metering.account a left join metering.usage_sent s on s.account = a.id"
-        return await hub.books.fetchval(f"{behind} where a.seq > coalesce(s.seq, 0)") == 0
+        return not await hub.books.fetchval(f"{behind} where a.seq > coalesce(s.seq, 0)")
 
     await until(sent, within_s=30, what="every usage event is stored")
 
@@ -118,6 +119,7 @@ async def test_an_event_read_from_the_books_is_the_one_that_was_lost(hub: Neighb
     await hub.open_account("did:a", "10")
     reserved = call()
     await hub.reserve_batch(reserved)
+    fact: CallCompleted | CallFailed
     if ended == "success":
         fact = hub.completed(reserved, usage=Usage(1, 2, 3, 4, 5))
     elif ended == "failed":

@@ -6,7 +6,7 @@ from contextlib import suppress
 from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
@@ -78,7 +78,7 @@ def test_a_report_has_the_recorded_members_in_their_order() -> None:
     assert ours == wanted
 
 
-@pytest.mark.parametrize("form", DuplicateForm.__args__)
+@pytest.mark.parametrize("form", get_args(DuplicateForm))
 def test_a_known_identifier_is_recognised_in_every_form(form: DuplicateForm) -> None:
     judged = judge(EVENT, answer(*duplicate(form, created())))
     assert judged.result is (Result.SENT if form == "same_event" else Result.LOOK_UP)

@@ -203,7 +203,7 @@ def test_a_usage_event_names_every_rate() -> None:
 
 @given(st.lists(st.integers(min_value=-(10**30), max_value=10**30), min_size=5, max_size=5), all_rates)
 def test_absurd_counts_are_bounded_and_marked(raw: list[int], frozen: Rates) -> None:
-    usage = bounded(Usage(*raw))
+    usage = bounded(Usage(raw[0], raw[1], raw[2], raw[3], raw[4]))
     is_credible = all(0 <= count <= TOKENS_MAX for count in raw)
     assert usage.source == (UsageSource.REPORTED if is_credible else UsageSource.ESTIMATED)
     assert 0 <= cost(usage, frozen) < LIMIT

@@ -1,12 +1,14 @@
 """Messages in: what is refused, what is mended."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from neighbours import CANDIDATE, call
 
 from contracts.events import Attempt, CallCompleted, CallFailed
 from contracts.ids import new_call_id
-from contracts.rpc.metering import ReserveBatch, ReserveCall
+from contracts.rpc.metering import ReserveBatch, ReserveCall, ReserveResult
 from contracts.usage import Candidate, Rates, Usage, UsageSource
 from metering import events, reserve
 
@@ -95,7 +97,7 @@ def test_what_a_provider_sent_cannot_make_a_fact_poisonous() -> None:
         {"candidates": (Candidate("p\x00", "m", Rates()),)},
     ],
 )
-def test_a_value_out_of_its_domain_refuses_its_call_alone(changes: dict[str, object]) -> None:
+def test_a_value_out_of_its_domain_refuses_its_call_alone(changes: dict[str, Any]) -> None:
     good, bad = call(), call(**changes)
     request, asked = reserve.read(msgspec.json.encode(ReserveBatch((good, bad))), b"", 0.0)
     assert [one.call_id for one in asked] == [good.call_id]
@@ -106,6 +108,6 @@ def test_a_value_out_of_its_domain_refuses_its_call_alone(changes: dict[str, obj
 def test_a_batch_is_answered_in_its_order_once_complete() -> None:
     calls: tuple[ReserveCall, ...] = (call(), call(), call())
     request, asked = reserve.read(msgspec.json.encode(ReserveBatch(calls)), b"", 0.0)
-    answered = [request.answer(one.place, reserve.ReserveResult(f"s{one.place}")) for one in reversed(asked)]
+    answered = [request.answer(one.place, ReserveResult(f"s{one.place}")) for one in reversed(asked)]
     assert answered == [False, False, True]
     assert [result["status"] for result in msgspec.json.decode(request.encoded())["results"]] == ["s0", "s1", "s2"]

@@ -24,7 +24,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(monkeypatch: pytest.MonkeyPatch, **env: str) -> Settings:
     for name, value in {**BASE, **env}.items():
         monkeypatch.setenv(name, value)
-    return Settings()  # type: ignore[call-arg]
+    return Settings()
 
 
 def providers(monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, Provider]:

@@ -33,7 +33,8 @@ class Case:
 
     @property
     def data(self) -> dict[str, Any]:
-        return json.loads((self.folder / "case.json").read_text())
+        data: dict[str, Any] = json.loads((self.folder / "case.json").read_text())
+        return data
 
     @property
     def usage(self) -> Usage:
@@ -41,7 +42,7 @@ class Case:
 
     @property
     def choices(self) -> int:
-        return self.data.get("choices", 1)
+        return int(self.data.get("choices", 1))
 
     @property
     def stream(self) -> bytes:

@@ -1,20 +1,16 @@
 """A fresh database per test and empty buckets, on the servers of `rig.fixtures`."""
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import asyncpg
 import pytest
+from rig.catalogs import CatalogRig
 from rig.fixtures import Database
 from rig.servers import DockerServers, EmbeddedServers, make_streams
 
 from contracts import permissions, streams
 from hub_local.credentials import ADMIN
-
-sys.path.insert(0, str(Path(__file__).parent))
-from catalog_rig import CatalogRig
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 
 import asyncpg
 import pytest
-from catalog_rig import CatalogRig
+from rig.catalogs import CatalogRig
 from rig.waiting import until
 
 from contracts import permissions, streams, subjects
@@ -163,7 +163,7 @@ async def test_a_change_is_published_and_its_revision_lies_in_the_bucket(catalog
     bucket = await gateway.jetstream().key_value(streams.REVISIONS.name)
 
     async def there() -> bool:
-        return int((await bucket.get("catalog")).value or b"0") == revision
+        return bool(int((await bucket.get("catalog")).value or b"0") == revision)
 
     await until(there)
 
@@ -188,7 +188,7 @@ async def test_rates_set_at_the_same_time_all_count_in_one_order(catalogs: Catal
     assert len({row["revision"] for row in rows}) == 20
 
     async def latest() -> bool:
-        return served.catalog.snapshot().rates[0].rate_id == rows[-1]["id"]
+        return bool(served.catalog.snapshot().rates[0].rate_id == rows[-1]["id"])
 
     await until(latest)
 

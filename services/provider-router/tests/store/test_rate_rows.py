@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
-from catalog_rig import CatalogRig
 from pydantic import BaseModel
+from rig.catalogs import CatalogRig
 
 from contracts import permissions
 from contracts.errors import ErrorCode, HubError

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
-from catalog_rig import CatalogRig
 from pydantic import BaseModel
+from rig.catalogs import CatalogRig
 from rig.waiting import until
 
 from contracts import permissions, subjects

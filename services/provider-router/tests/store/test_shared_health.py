@@ -2,7 +2,7 @@
 
 import time
 
-from catalog_rig import CatalogRig
+from rig.catalogs import CatalogRig
 from rig.waiting import until
 
 from contracts.errors import ErrorCode, HubError

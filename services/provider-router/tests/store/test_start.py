@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from catalog_rig import CatalogRig
+from rig.catalogs import CatalogRig
 
 from contracts.ids import new_process_id
 from provider_router import tokens
@@ -23,7 +23,12 @@ async def test_a_tokenizer_read_at_start_is_there_before_any_call(
         await listen(intake)
 
     monkeypatch.setattr(Intake, "start", listened)
-    monkeypatch.setattr(tokens, "count_text", lambda _text: done.append("read") or 1)
+
+    def read(_text: str) -> int:
+        done.append("read")
+        return 1
+
+    monkeypatch.setattr(tokens, "count_text", read)
     settings = catalogs.settings(tokenizer_at_start=at_start, spool_dir=tmp_path, drain_s=1)
     async with provider_router(settings, new_process_id("provider-router")):
         assert done == steps

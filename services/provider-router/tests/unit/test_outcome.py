@@ -12,10 +12,10 @@ from nats.errors import NoRespondersError
 
 from contracts.events import CallFailed
 from contracts.ids import new_call_id
+from contracts.rpc.envelope import Reply
 from contracts.rpc.metering import SettledBatch, SettledCall
 from contracts.rpc.model_calls import CallOutcomesReply
 from provider_router.outcome import REPEAT_AFTER_MAX_S, REPEAT_AFTER_S, SWEEP_S, Outcomes
-from runtime.rpc import Reply
 
 
 @dataclass

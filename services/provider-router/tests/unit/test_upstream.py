@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
@@ -484,7 +485,7 @@ async def test_a_slow_but_steady_answer_outlives_the_idle_deadline(server: Serve
 
 async def test_a_server_that_does_not_read_a_large_request_runs_into_the_send_deadline(server: Server) -> None:
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()
+        cast("asyncio.Transport", writer.transport).pause_reading()
         await server.closed.wait()
 
     server.script = script
@@ -508,7 +509,7 @@ async def test_a_large_request_arrives_whole(server: Server) -> None:
 async def test_an_early_answer_to_a_large_request_ends_the_sending(server: Server) -> None:
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.transport.pause_reading()
+        cast("asyncio.Transport", writer.transport).pause_reading()
         writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
         await asyncio.wait_for(server.closed.wait(), 60)
 

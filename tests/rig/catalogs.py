@@ -4,13 +4,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rig.servers import DockerServers, EmbeddedServers
-from rig.waiting import until
-
 from contracts import permissions, subjects
 from contracts.ids import new_process_id
 from provider_router import rpc
 from provider_router.settings import Settings
+from rig.servers import DockerServers, EmbeddedServers
+from rig.waiting import until
 from runtime.bus import Bus, opened
 
 if TYPE_CHECKING:
