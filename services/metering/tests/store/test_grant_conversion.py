@@ -234,7 +234,8 @@ async def test_a_hub_that_changes_its_unit_reserves_nothing_until_all_count_in_t
 
     lost = kit.books.events[0]["identifier"]
     kit.books.lose(lost)
-    await hub.books.execute("update metering.outbox set state = 'pending', next_at = now() where identifier = $1", lost)
+    again = "update metering.outbox set state = 'pending', next_at = now() where identifier = $1"
+    await hub.books.execute(again, lost)
     await until_even(hub, kit)
     assert [event["event_name"] for event in kit.books.events] == [NEW, OLD], "an old charge is never in the new unit"
     assert await differences(hub) == 0
@@ -243,6 +244,16 @@ async def test_a_hub_that_changes_its_unit_reserves_nothing_until_all_count_in_t
     assert await hub.reserve_batch(call(A, hold="0.1")) == ["unavailable"], "a process that was left in the old unit"
     with pytest.raises(HubError, match="No conversion"):
         await finish(hub)
+    with pytest.raises(HubError, match="change their unit"):
+        await hub.ask(q.GRANT, bonus.model_copy(update={"grant_id": new_call_id()}), q.Balance)
+    (newer,) = [event["identifier"] for event in kit.books.events if event["event_name"] == NEW]
+    kit.books.lose(newer)
+    await hub.books.execute(
+        "update metering.outbox set state = 'pending', next_at = now() where identifier = $1", newer
+    )
+    await hub.start_metering(payment_kit_unit="USD")
+    await until_even(hub, kit)
+    assert [event["event_name"] for event in kit.books.events] == [OLD, NEW], "only who counts in the new unit reports"
 
 
 @pytest.mark.parametrize("settings", [{"payment_kit_batch_s": 0.2}], indirect=True)
