@@ -161,7 +161,7 @@ class Scene:
             told = await payer.chat(stream=stream)
             assert told.final, f"no answer after the fault: {told}"
 
-    async def row(self, payer: Payer, within_s: float = 5.0) -> asyncpg.Record:
+    async def row(self, payer: Payer, within_s: float = 15.0) -> asyncpg.Record:
         """The account's newest call, once there is one."""
         sql = "select * from metering.model_call where account = $1 order by id desc limit 1"
 

@@ -69,7 +69,7 @@ class Caller:
         view: dict[str, Any] = response.json()
         return view
 
-    async def closed(self, call_id: str, within_s: float = 10.0) -> dict[str, Any]:
+    async def closed(self, call_id: str, within_s: float = 20.0) -> dict[str, Any]:
         """The call, once it is in the books."""
 
         async def look() -> dict[str, Any] | None:
@@ -89,7 +89,7 @@ class Caller:
         )
         return Standing(*rows[0]) if rows else Standing(Decimal(0), Decimal(0), 0)
 
-    async def released(self, within_s: float = 10.0) -> Standing:
+    async def released(self, within_s: float = 20.0) -> Standing:
         """The standing, once nothing is held."""
 
         async def look() -> Standing | None:

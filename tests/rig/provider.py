@@ -129,7 +129,7 @@ class FakeProvider:
         """The requests of one call."""
         return [received for received in self.journal if received.call_id == call_id]
 
-    async def asked(self, count: int = 1, within_s: float = 10.0) -> Received:
+    async def asked(self, count: int = 1, within_s: float = 20.0) -> Received:
         """Wait until so many requests have come since the last `always` or `forget`; the last of them."""
         wanted = self._counted_from + count
 

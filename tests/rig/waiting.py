@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def until(
-    look: Callable[[], Awaitable[T]], *, within_s: float = 10.0, what: str = "", every_s: float = 0.02
+    look: Callable[[], Awaitable[T]], *, within_s: float = 20.0, what: str = "", every_s: float = 0.02
 ) -> T:
     """The first truthy value of `look`; fails the test when none comes in time."""
     deadline = time.monotonic() + within_s

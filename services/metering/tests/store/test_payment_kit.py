@@ -419,7 +419,7 @@ async def test_a_webhook_is_a_hint_and_the_object_is_fetched(hub: Neighbours, ki
     async def seen() -> bool:
         return bool((await hub.account(A))["granted"] == 6)
 
-    await until(seen, within_s=5, what="the grant is seen; its amount is Payment Kit's, not the event's")
+    await until(seen, within_s=15, what="the grant is seen; its amount is Payment Kit's, not the event's")
 
 
 @pytest.mark.parity(66)
