@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from gateway.api import routes
+from gateway.api.application import build
 
 
 def document() -> dict[str, Any]:
     """The OpenAPI document; no service is needed for it."""
-    return routes.build(None).openapi()
+    return build(None).openapi()

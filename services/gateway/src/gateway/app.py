@@ -14,8 +14,8 @@ from contracts.subjects import inbox_prefix
 from gateway import metrics, rpc
 from gateway.admission.prices import Prices
 from gateway.admission.reserve import Reserver
-from gateway.api.exchange import Chat
-from gateway.api.routes import build
+from gateway.api.application import build
+from gateway.api.chat import Chat
 from gateway.api.services import Services
 from gateway.auth.principals import Principals
 from gateway.books import seek_lost_notices

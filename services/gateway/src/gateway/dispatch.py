@@ -13,21 +13,21 @@ from contracts import dispatch, events, frames, subjects
 from contracts.errors import ErrorCode, HubError
 from contracts.frames import FrameKind
 from contracts.rpc import metering
-from gateway.open_call import OpenCall, Stage
+from gateway.failures import as_error, lost, not_booked
+from gateway.open_call import RUNNING, OpenCall, Stage
+from gateway.outgoing import publish_given_up, publish_requested, send_cancel, send_parts
+from gateway.routers_heard import RoutersHeard
 from gateway.settings import Settings
 from runtime import failpoints
-from runtime.bus import Bus, header_block, no_responders
+from runtime.bus import Bus, no_responders
 
 _log = structlog.get_logger("dispatch")
-_ENCODER: Final = msgspec.json.Encoder()
 _DATA: Final = FrameKind.DATA
 _ACCEPTED: Final = msgspec.json.Decoder(frames.Accepted)
 _HEAD: Final = msgspec.json.Decoder(frames.Head)
 _FAILURE: Final = msgspec.json.Decoder(frames.Failure)
 _SETTLED: Final = msgspec.json.Decoder(metering.SettledBatch)
 SWEEP_S: Final = 0.1
-ROUTER_SILENT_S: Final = 4.0
-"""A router beats once a second while it has calls of ours; after this silence it is gone."""
 BLOCKED_S: Final = 30.0
 """A client that takes no byte for this long is treated as gone."""
 LAST_WORD_S: Final = 0.5
@@ -36,8 +36,6 @@ TAIL_S: Final = 2.0
 """A paid answer's tail, sent before the fact, is lost if it has not come so long after the books' notice."""
 UNREAD_BYTES_MAX: Final = 8 * 2**20
 """Answer bytes that wait for one slow client; above this it is treated as gone."""
-_NOT_ACCEPTED: Final = frozenset((Stage.RESERVING, Stage.DISPATCHED))
-_RUNNING: Final = frozenset((Stage.ACCEPTED, Stage.ANSWERING))
 
 
 class Dispatcher:
@@ -50,7 +48,7 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._by_number: dict[int, OpenCall] = {}
         self._by_id: dict[str, OpenCall] = {}
-        self._routers_heard: dict[str, float] = {}
+        self._routers_heard = RoutersHeard()
         self._reconnected_at = 0.0
         self._dispatch_subject = subjects.dispatch()
 
@@ -77,7 +75,7 @@ class Dispatcher:
 
     def close(self, call: OpenCall) -> None:
         """The caller has its answer, or has left; frames that still come are dropped."""
-        if call.gone and call.error is None and call.stage in _NOT_ACCEPTED and _goes_on(call):
+        if call.gone and call.error is None and call.goes_on:
             return  # the router that accepts is told then; until one does, a failure must be told to the books
         if call.leave is not None:
             call.leave()
@@ -88,7 +86,9 @@ class Dispatcher:
     def dispatch(self, call: OpenCall) -> None:
         """The call's hold is reserved: hand it to one router, and tell the world that it was requested."""
         if (call.gone and not call.header.kept) or call.stage is not Stage.RESERVING:
-            self._give_up(call, ErrorCode.CLIENT_CANCELLED, "The client left before the call was dispatched.")
+            publish_given_up(
+                self._bus, call.header, ErrorCode.CLIENT_CANCELLED, "The client left before the call was dispatched."
+            )
             return
         call.stage = Stage.DISPATCHED
         call.due = time.monotonic() + self._settings.accept_s
@@ -102,7 +102,7 @@ class Dispatcher:
                 dispatch.pack(header, body),
                 reply=subjects.inbox_undispatched(self._process, header.number),
             )
-            self._publish_requested(call)
+            publish_requested(self._bus, call.reserve)
             failpoints.hit_written("gateway.after_dispatch")
         except NatsError:
             self._undispatched(call)
@@ -111,9 +111,8 @@ class Dispatcher:
         """Nobody waits for the call any more: its router closes upstream."""
         if not call.router or call.settled is not None:
             return
-        message = dispatch.Cancel(self._process, (call.header.call_id,), reason)
         try:
-            self._bus.send(subjects.cancel(call.router), _ENCODER.encode(message))
+            send_cancel(self._bus, self._process, call, reason)
         except NatsError as error:
             _log.warning("cancel not sent", call_id=call.call_id, error=type(error).__name__)
 
@@ -140,25 +139,17 @@ class Dispatcher:
                 continue
             if call.due < now:
                 self._overdue(call)
-            elif call.stage in _RUNNING and self._silent(call.router, now):
-                call.fail(_lost(call, "The part of the hub that served this call is gone"))
-
-    def _silent(self, router: str, now: float) -> bool:
-        if not self._bus.is_connected:
-            self._routers_heard.clear()  # our own silence, not the routers'
-        return now - self._routers_heard.setdefault(router, now) > ROUTER_SILENT_S
+            elif call.stage in RUNNING and self._routers_heard.is_silent(
+                call.router, now, connected=self._bus.is_connected
+            ):
+                call.fail(lost(call.call_id, "The part of the hub that served this call is gone"))
 
     def _overdue(self, call: OpenCall) -> None:
         match call.stage:
             case Stage.DISPATCHED:
                 self._undispatched(call)
             case Stage.SETTLING:
-                call.fail(
-                    HubError(
-                        ErrorCode.SETTLEMENT_TIMEOUT,
-                        f"The answer is complete but not booked; GET /api/v2/calls/{call.call_id} tells the outcome.",
-                    )
-                )
+                call.fail(not_booked(call.call_id))
             case Stage.RESERVING:
                 call.fail(
                     HubError(ErrorCode.SERVICE_UNAVAILABLE, "Credit cannot be reserved right now; try again shortly.")
@@ -244,7 +235,7 @@ class Dispatcher:
         """Paid, and the rest of its answer did not reach us: there was no bus to carry it."""
         if call.held is None and call.error is None and call.stage is not Stage.OVER:
             _log.warning("end of an answer lost", call_id=call.call_id)
-            call.fail(_lost(call, "The end of the answer was lost inside the hub"))
+            call.fail(lost(call.call_id, "The end of the answer was lost inside the hub"))
 
     def _reconnected(self) -> None:
         self._reconnected_at = time.monotonic()
@@ -256,23 +247,11 @@ class Dispatcher:
         """
         settle_s = self._settings.settle_s
         latest = time.monotonic() + settle_s - min(for_s, settle_s / 4)
-        return [
-            call.header.call_id
-            for call in self._by_number.values()
-            if call.settled is None
-            and call.error is None
-            and (
-                call.due < latest
-                if call.stage is Stage.SETTLING
-                else call.started < self._reconnected_at and call.stage in _RUNNING
-            )
-        ]
+        calls = self._by_number.values()
+        return [call.header.call_id for call in calls if call.misses_notice(latest, self._reconnected_at)]
 
     def _on_alive(self, _subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None) -> None:
-        self._routers_heard[payload.decode()] = time.monotonic()
-        if len(self._routers_heard) > 64:  # noqa: PLR2004 - many restarts of routers
-            oldest = min(self._routers_heard, key=lambda router: self._routers_heard[router])
-            del self._routers_heard[oldest]
+        self._routers_heard.beat(payload.decode(), time.monotonic())
         self._bus.send(reply.decode(), b"")
 
     def _on_undispatched(self, subject: bytes, _reply: bytes, _payload: bytes, headers: bytes | None) -> None:
@@ -297,96 +276,22 @@ class Dispatcher:
 
     def _undispatched(self, call: OpenCall) -> None:
         message = "No provider-router took the call; try again shortly."
-        self._give_up(call, ErrorCode.ROUTER_UNAVAILABLE, message)
+        publish_given_up(self._bus, call.header, ErrorCode.ROUTER_UNAVAILABLE, message)
         call.fail(HubError(ErrorCode.ROUTER_UNAVAILABLE, message, retry_after_s=1))
         if call.gone:
             self.close(call)
 
-    def _give_up(self, call: OpenCall, code: ErrorCode, reason: str) -> None:
-        """Reserved, but no router has it: the failure goes the way of all facts, and releases the hold."""
-        header = call.header
-        fact = events.CallFailed(
-            call_id=header.call_id,
-            epoch=header.epoch,
-            account=header.account,
-            kind=header.kind,
-            code=code,
-            reason=reason,
-            failed_at=events.now_text(),
-            trace_id=header.trace_id,
-        )
-        message_id = events.undispatched_message_id(header.call_id, header.epoch)
-        try:
-            self._bus.send(
-                subjects.calls_failed(subjects.CallKind(header.kind)),
-                _ENCODER.encode(fact),
-                headers=header_block(Nats_Msg_Id=message_id),
-            )
-        except NatsError as error:  # the lease ends, and the janitor closes it
-            _log.warning("failure not published", call_id=header.call_id, error=type(error).__name__)
-
     def _gap(self, call: OpenCall) -> None:
         """A frame is missing or came twice: never splice over it."""
         _log.error("frames out of order", call_id=call.call_id, expected=call.next_sequence)
-        call.fail(_lost(call, "Part of the answer was lost inside the hub"))
+        call.fail(lost(call.call_id, "Part of the answer was lost inside the hub"))
         if not call.header.kept:  # there all of it can still be read
             self.cancel(call, ErrorCode.UPSTREAM_BROKEN)
 
     def _send_parts(self, call: OpenCall) -> None:
-        subject = subjects.inbox_parts(call.router)
-        body, size = call.body, dispatch.PART_BYTES
         try:
-            for number in range(1, call.header.more_parts + 1):
-                part = body[number * size : (number + 1) * size]
-                self._bus.send(subject, dispatch.pack_part(call.call_id, number, part))
+            send_parts(self._bus, call)
         except NatsError as error:
             _log.warning("body parts not sent", call_id=call.call_id, error=type(error).__name__)
             call.fail(HubError(ErrorCode.OVERLOADED, "The hub is too busy for a body of this size; try again shortly."))
             self.cancel(call, ErrorCode.OVERLOADED)
-
-    def _publish_requested(self, call: OpenCall) -> None:
-        reserve = call.reserve
-        fact = events.CallRequested(
-            call_id=reserve.call_id,
-            account=reserve.account,
-            user=reserve.user,
-            project=reserve.project,
-            key_id=reserve.key_id,
-            kind=reserve.kind,
-            dialect=reserve.dialect,
-            model=reserve.model,
-            stream=reserve.stream,
-            hold=reserve.hold,
-            requested_at=events.now_text(),
-            trace_id=reserve.trace_id,
-            request_id=reserve.request_id,
-        )
-        self._bus.send(
-            subjects.calls_requested(subjects.CallKind(reserve.kind)),
-            _ENCODER.encode(fact),
-            headers=header_block(Nats_Msg_Id=events.requested_message_id(reserve.call_id)),
-        )
-
-
-def _goes_on(call: OpenCall) -> bool:
-    """Whether a call that has not been accepted yet is dispatched, or was, although its client has left."""
-    return call.stage is Stage.DISPATCHED or call.header.kept
-
-
-def _lost(call: OpenCall, what: str) -> HubError:
-    """The answer, or a part of it, will not come; whether it was paid is for the books to say."""
-    text = f"{what}; GET /api/v2/calls/{call.call_id} tells what was charged."
-    return HubError(ErrorCode.ANSWER_LOST, text)
-
-
-def as_error(failure: frames.Failure) -> HubError:
-    """A router's word as the refusal that the caller reads."""
-    return HubError(
-        ErrorCode(failure.code),
-        failure.message,
-        param=failure.param,
-        status=failure.status or None,
-        retry_after_s=failure.retry_after_s,
-        provider_code=failure.provider_code,
-        provider_type=failure.provider_type,
-    )

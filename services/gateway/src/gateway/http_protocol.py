@@ -16,8 +16,9 @@ from uvicorn.server import ServerState
 
 from contracts.errors import ErrorCode, HubError
 from gateway.api import errors
+from gateway.api.chat import Chat
 from gateway.api.dialects import Dialects
-from gateway.api.exchange import Chat, ChatExchange
+from gateway.api.exchange import ChatExchange
 
 _LINGER_S: Final = 1.0
 _HEADER_OVERHEAD: Final = 4

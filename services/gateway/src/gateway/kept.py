@@ -22,7 +22,7 @@ from contracts.events import CallState
 from contracts.frames import FrameKind
 from contracts.rpc.metering import SettledCall
 from gateway.books import Outcomes, closed
-from gateway.dispatch import as_error
+from gateway.failures import as_error, not_booked
 from runtime.bus import Bus
 from runtime.stored import StoredMessages
 
@@ -187,7 +187,7 @@ class KeptAnswers:
                         answer.missing = True
                         answer.lost = _not_kept(answer.call_id)
                     elif not await self._await_books(answer):
-                        answer.lost = _not_booked(answer.call_id)
+                        answer.lost = not_booked(answer.call_id)
             finally:
                 await self._bus.unlisten(listening)
         except TimeoutError:
@@ -263,11 +263,4 @@ def _not_kept(call_id: str) -> HubError:
     return HubError(
         ErrorCode.NOT_FOUND,
         f"The answer of call {call_id} is not kept (any more); GET /api/v2/calls/{call_id} tells what became of it.",
-    )
-
-
-def _not_booked(call_id: str) -> HubError:
-    return HubError(
-        ErrorCode.SETTLEMENT_TIMEOUT,
-        f"The answer is complete but not booked; GET /api/v2/calls/{call_id} tells the outcome.",
     )

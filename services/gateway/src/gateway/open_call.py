@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Final
 
 from contracts.dispatch import DispatchHeader
 from contracts.errors import HubError
@@ -22,6 +23,10 @@ class Stage(IntEnum):
     JOINED = 6
     """It has no row of its own: it reads the answer of the call to which its Idempotency-Key belongs."""
     OVER = 7
+
+
+RUNNING: Final = frozenset((Stage.ACCEPTED, Stage.ANSWERING))
+"""A router has the call, and its answer is not whole."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +76,19 @@ class OpenCall:
     def ready(self) -> bool:
         """Whether the answer may be finished: the tail is here, the books are closed, and nothing failed."""
         return self.held is not None and self.settled is not None and self.error is None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a router may still accept it, although its client has left."""
+        return self.stage is Stage.DISPATCHED or (self.stage is Stage.RESERVING and self.header.kept)
+
+    def misses_notice(self, latest: float, reconnected_at: float) -> bool:
+        """Whether the books' word may be lost: due before `latest`, or open when the bus came back."""
+        if self.settled is not None or self.error is not None:
+            return False
+        if self.stage is Stage.SETTLING:
+            return self.due < latest
+        return self.started < reconnected_at and self.stage in RUNNING
 
     def wake(self) -> None:
         """Something changed that the client's side must look at."""

@@ -19,7 +19,7 @@ from contracts.rpc import catalog, metering, model_calls, rate_changes
 from contracts.rpc.identity import KeyCreate, KeyCreated, Role
 from gateway import rpc
 from gateway.admission.prices import Prices
-from gateway.api import routes
+from gateway.api.application import build
 from gateway.api.services import Services
 from gateway.http_protocol import Limits, limited
 from gateway.identity import store
@@ -177,7 +177,7 @@ async def surface(
     full_name = partial(store.full_name, node.pool)
     services = Services(node.principals, prices, peers, full_name, is_ready, True, kept, lambda: None)
     config = uvicorn.Config(
-        routes.build(services, mount_path),
+        build(services, mount_path),
         host="127.0.0.1",
         port=0,
         http=limited(Limits()),

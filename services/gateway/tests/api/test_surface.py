@@ -8,6 +8,7 @@ from contracts.errors import ErrorCode
 from contracts.ids import new_call_id
 from contracts.rpc.model_calls import AttemptView, CallView
 from gateway.api import routes
+from gateway.api.application import build
 from gateway.api.dialects import CHAT_PATHS
 
 PATHS_WITH_KEY = [(route.methods[0], route.path) for route in routes.ROUTES if route.role is not None]
@@ -227,7 +228,7 @@ async def test_every_path_with_a_role_refuses_strangers_in_its_own_shape(surface
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-should-retry"] == "false"
-        if path.startswith(("/api/user", "/api/admin", "/api/credit", "/api/ai")):
+        if path.startswith(("/api/user", "/api/admin", "/api/credit", "/api/ai", "/api/migration")):
             assert answer.json() == {"code": "forbidden", "error": "not authorized"}
         else:
             assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -320,7 +321,7 @@ async def test_a_mount_path_prefixes_everything(surface: Any) -> None:
 
 
 def test_the_document_needs_no_running_hub_and_describes_every_path() -> None:
-    document = routes.build(None).openapi()
+    document = build(None).openapi()
     paths = {path.replace(":path", "") for path in (*(route.path for route in routes.ROUTES), *CHAT_PATHS)}
     assert set(document["paths"]) == paths
     schemas = document["components"]["schemas"]
@@ -337,4 +338,4 @@ def test_the_document_needs_no_running_hub_and_describes_every_path() -> None:
         str(ErrorCode.IDEMPOTENCY_CONFLICT)
         in document["paths"]["/v1/chat/completions"]["post"]["responses"]["409"]["description"]
     )
-    assert routes.build(None).openapi() == document
+    assert build(None).openapi() == document

@@ -15,7 +15,7 @@ from contracts.errors import ErrorCode, HubError
 from contracts.rpc.catalog import ProviderView, RateView, Snapshot
 from contracts.rpc.metering import SettledCall
 from gateway.admission.prices import Prices
-from gateway.api.exchange import Chat
+from gateway.api.chat import Chat
 from gateway.auth import access_keys
 from gateway.auth.principals import Principals
 from gateway.http_protocol import Limits, limited
