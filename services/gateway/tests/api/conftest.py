@@ -40,6 +40,7 @@ SNAPSHOT = catalog.Snapshot(
             output="1E-5",
             source="test",
             effective_at="2026-11-01T00:00:00Z",
+            about=catalog.About(description="For all and sundry", max_tokens=128_000, features=("tools",)),
         ),
         catalog.RateView(
             rate_id="r2",

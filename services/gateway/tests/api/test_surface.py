@@ -86,16 +86,19 @@ async def test_anybody_can_read_what_models_cost(surface: Any) -> None:
             answer = await surface.http.get(f"{prefix}/models{kind}")
             assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
             demo, openai = answer.json()
-            assert demo["key"] == "demo/echo"
+            assert (demo["key"], demo["modelMetadata"]) == ("demo/echo", None)
             assert openai == {
                 "key": "openai/gpt-4o", "model": "gpt-4o", "type": "chat", "provider": "openai", "providerId": "openai",
                 "providerDisplayName": "openai", "input_credits_per_token": "0.0000025",
-                "output_credits_per_token": "0.00001", "modelMetadata": None, "status": None,
+                "output_credits_per_token": "0.00001", "status": None,
+                "modelMetadata": {"maxTokens": 128_000, "features": ["tools"], "imageGeneration": None},
             }  # fmt: skip
         chat = (await surface.http.get(f"{prefix}/chat/models")).json()
         assert [model["model"] for model in chat] == ["echo", "gpt-4o"]
         assert chat[1]["providers"] == [{"id": "openai", "name": "openai", "displayName": "openai"}]
+        assert [model["description"] for model in chat] == ["", "For all and sundry"]
         (rate,) = chat[1]["rates"]
+        assert rate["description"] == "For all and sundry"
         assert (rate["type"], rate["inputRate"], rate["outputRate"]) == ("chatCompletion", "0.0000025", "0.00001")
         for path in ("models", "chat/models"):
             assert (await surface.http.get(f"{prefix}/{path}?type=embedding")).json() == []

@@ -15,7 +15,7 @@ import structlog
 
 from contracts.errors import ErrorCode, HubError
 from contracts.money import PLACES
-from contracts.rpc.catalog import ProviderView, RateView, Snapshot, frozen
+from contracts.rpc.catalog import About, ProviderView, RateView, Snapshot, frozen
 from contracts.usage import Candidate, Piece, Rates, piece_rate
 from gateway.admission.ceilings import dearest, reachable
 from gateway.admission.peek import Peek
@@ -44,6 +44,8 @@ class Model(NamedTuple):
     created: int
     """Unix seconds since which its rates are in force; 0 = free."""
     rates: Rates
+    about: About | None = None
+    """What its administrators say about it."""
 
 
 class Catalog:
@@ -144,7 +146,8 @@ class Catalog:
         rate = self._rate(f"{candidate.provider}/{candidate.model}") if candidate.rate_id else None
         created = 0 if rate is None else _unix(rate.effective_at)
         full_name = f"{candidate.provider}/{candidate.model}"
-        return Model(full_name, candidate.provider, candidate.model, created, candidate.rates)
+        about = None if rate is None else rate.about
+        return Model(full_name, candidate.provider, candidate.model, created, candidate.rates, about)
 
 
 class Prices:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from gateway.admission.prices import Catalog
 from gateway.api.models import plain_rate
+from gateway.api.rate_shapes import ModelMetadata, metadata_of
 from gateway.api.services import Used
 
 _CHAT: Final = frozenset(("chatCompletion", "chat"))
@@ -33,7 +34,7 @@ class PricedModel(BaseModel):
     providerDisplayName: str  # noqa: N815 - the original's name
     input_credits_per_token: str = Field(description="Decimal string.")
     output_credits_per_token: str = Field(description="Decimal string.")
-    modelMetadata: None = None  # noqa: N815 - the original's name
+    modelMetadata: ModelMetadata | None = None  # noqa: N815 - the original's name
     status: None = None
 
 
@@ -91,6 +92,7 @@ def _priced(catalog: Catalog, *, is_wanted: bool) -> bytes:
                 providerDisplayName=model.provider,
                 input_credits_per_token=plain_rate(model.rates.input),
                 output_credits_per_token=plain_rate(model.rates.output),
+                modelMetadata=None if model.about is None else metadata_of(model.about),
             )
             for model in (catalog.models() if is_wanted else ())
         ]
@@ -102,12 +104,15 @@ def _grouped(catalog: Catalog, *, is_wanted: bool) -> bytes:
     by_name: dict[str, ChatModel] = {}
     for model in catalog.models() if is_wanted else ():
         entry = by_name.setdefault(model.model, ChatModel(model=model.model, rates=[], providers=[]))
+        description = "" if model.about is None else model.about.description
+        entry.description = entry.description or description
         entry.rates.append(
             ChatRate(
                 id=model.id,
                 inputRate=plain_rate(model.rates.input),
                 outputRate=plain_rate(model.rates.output),
                 provider=model.provider,
+                description=description,
             )
         )
         entry.providers.append(ChatProvider(id=model.provider, name=model.provider, displayName=model.provider))

@@ -177,13 +177,18 @@ def field(param: str | None) -> str | None:
     return _FIELDS.get(first, first) + dot + rest
 
 
+def metadata_of(about: About) -> ModelMetadata | None:
+    """What a model can do; None = nobody has said."""
+    metadata = ModelMetadata(max_tokens=about.max_tokens, features=about.features, image_generation=about.images)
+    return None if metadata == ModelMetadata() else metadata
+
+
 def shown_rate(rate: FoundRate) -> ShownRate:
     """A rate as administrators read it."""
     provider, _, model = rate.pattern.partition("/")
     about = rate.about or About()
     cached = {"read_rate": rate.cache_read, "write_rate": rate.cache_write, "write_rate_1h": rate.cache_write_1h}
     costs = rate.costs
-    metadata = ModelMetadata(max_tokens=about.max_tokens, features=about.features, image_generation=about.images)
     return ShownRate(
         id=rate.rate_id,
         provider_id=provider,
@@ -199,7 +204,7 @@ def shown_rate(rate: FoundRate) -> ShownRate:
         tiers=rate.tiers,
         pieces=rate.pieces,
         unit_costs=None if costs is None else UnitCosts(input=costs.input, output=costs.output),
-        model_metadata=None if metadata == ModelMetadata() else metadata,
+        model_metadata=metadata_of(about),
         deprecated=rate.deprecated,
         version=rate.version,
         source=rate.source,
