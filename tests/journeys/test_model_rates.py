@@ -66,6 +66,21 @@ async def test_a_rate_is_made_changed_found_and_removed_and_calls_cost_what_it_s
 
 
 @pytest.mark.parity(108)
+async def test_prices_are_also_taken_as_the_numbers_that_the_originals_pages_send(system: System) -> None:
+    admin = await administrator(system)
+    numbers = {"inputRate": 0.1, "outputRate": 2.5e-07, "unitCosts": {"input": 1e-10, "output": 3}}
+    made = (await sent(system, admin, "POST", RATES, {**rate("numbers"), **numbers})).json()
+    assert (made["inputRate"], made["outputRate"]) == ("0.1", "0.00000025")
+    assert made["unitCosts"] == {"input": "0.0000000001", "output": "3"}
+    margin = {"profitMargin": 2.5, "creditPrice": 1, "providers": ["openai"], "dryRun": True}
+    assert (await sent(system, admin, "POST", BULK, margin)).status_code == 200
+    assert (await sent(system, admin, "DELETE", f"{RATES}/{made['id']}")).status_code == 200
+    for wrong in (-0.1, 1e18, True, [1], {}):
+        refused = await sent(system, admin, "POST", RATES, {**rate("wrong"), "inputRate": wrong})
+        assert problem(refused) == (400, "invalid_request"), wrong
+
+
+@pytest.mark.parity(108)
 async def test_a_batch_with_a_wrong_row_changes_nothing_and_names_each(system: System) -> None:
     admin = await administrator(system)
     everywhere = {**rate("everywhere"), "providers": ["openai", "anthropic"]}
@@ -81,7 +96,7 @@ async def test_a_batch_with_a_wrong_row_changes_nothing_and_names_each(system: S
         {**rate("past", effectiveAt="2020-01-01T00:00:00Z"), "providerId": "openai"},
         {**rate("lost"), "providerId": "nobody"},
         {**rate("everywhere"), "providerId": "openai"},
-        {**rate("float", outputRate=0.1), "providerId": "openai"},
+        {**rate("yes", outputRate=True), "providerId": "openai"},
     ]
     refused = await sent(system, admin, "POST", BATCH, {"rates": rows})
     assert problem(refused) == (400, "invalid_request")

@@ -8,12 +8,12 @@ from pydantic import BaseModel, Field, ValidationError
 from contracts.errors import ErrorCode, HubError
 from contracts.rpc import rate_changes, rate_rows
 from contracts.rpc.rate_changes import COSTS_MAX, VERSION_MAX, CreditPrice, Percent, RateChange, RatesChanged
-from contracts.rpc.rate_rows import ROWS_MAX, UnitCosts
+from contracts.rpc.rate_rows import ROWS_MAX
 from gateway.api import rate_shapes as shapes
 from gateway.api.bodies import reads
 from gateway.api.errors import RowProblem, RowsRefusedError
 from gateway.api.model_rates import change
-from gateway.api.rate_shapes import Caching, Camel, Model, NewRateBody, ProviderId
+from gateway.api.rate_shapes import OR_NUMBER, Caching, Camel, Costs, Model, NewRateBody, ProviderId
 from gateway.api.services import Caller, Used
 
 _LONG_S: Final = 45.0
@@ -51,15 +51,15 @@ class CostEntry(Camel):
     provider: ProviderId | None = None
     provider_id: ProviderId | None = None
     model: Model
-    unit_costs: UnitCosts
+    unit_costs: Costs
     caching: Caching | None = None
 
 
 class BulkBody(Camel):
     """A margin for all rates that have unit costs; or, with any of the other fields, costs to take over."""
 
-    profit_margin: Percent | None = None
-    credit_price: CreditPrice | None = None
+    profit_margin: Annotated[Percent, OR_NUMBER] | None = None
+    credit_price: Annotated[CreditPrice, OR_NUMBER] | None = None
     updates: tuple[CostEntry, ...] | None = Field(None, max_length=COSTS_MAX)
     entries: tuple[CostEntry, ...] | None = Field(None, max_length=COSTS_MAX, description="The same as `updates`.")
     providers: tuple[ProviderId, ...] = Field((), max_length=100)

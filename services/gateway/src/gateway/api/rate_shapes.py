@@ -1,8 +1,9 @@
 """Rates as the original's administrators write and read them: names in camel case, every price a decimal string."""
 
+from decimal import Decimal
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from contracts.rpc import envelope
@@ -37,6 +38,18 @@ _FIELDS: Final = {
     "expected_version": "expectedVersion",
 }
 _NEVER_NONE: Final = frozenset({"input_rate", "output_rate"})
+
+
+def _as_written(value: object) -> object:
+    """A JSON number as a decimal text: the shortest that means the same number, so what was typed."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{Decimal(repr(value)):f}"
+
+
+OR_NUMBER: Final = BeforeValidator(_as_written, json_schema_input_type=str | float)
+"""Beside the decimal string a JSON number is taken, as the original's pages send it."""
+Price = Annotated[Rate, OR_NUMBER]
 ProviderId = Annotated[str, Field(pattern=PROVIDER)]
 Model = Annotated[str, Field(min_length=1, max_length=_MODEL_MAX, pattern=envelope.PRINTABLE)]
 
@@ -50,9 +63,16 @@ class Camel(BaseModel):
 class Caching(Camel):
     """Credits per input token read from a cache and written to it; those that are absent cost as input does."""
 
-    read_rate: Rate | None = None
-    write_rate: Rate | None = None
-    write_rate_1h: Rate | None = Field(None, alias="writeRate1h")
+    read_rate: Price | None = None
+    write_rate: Price | None = None
+    write_rate_1h: Price | None = Field(None, alias="writeRate1h")
+
+
+class Costs(UnitCosts):
+    """What a vendor takes, in US dollars per token."""
+
+    input: Price
+    output: Price
 
 
 class ModelMetadata(Camel):
@@ -69,11 +89,11 @@ class RateFields(Camel):
     model_display: str | None = Field(None, max_length=100, pattern=envelope.WITHOUT_NUL)
     description: str | None = Field(None, max_length=2000, pattern=envelope.WITHOUT_NUL)
     caching: Caching | None = None
-    reasoning_rate: Rate | None = None
-    request_rate: Rate | None = None
+    reasoning_rate: Price | None = None
+    request_rate: Price | None = None
     tiers: tuple[TierValues, ...] | None = Field(None, max_length=TIERS_MAX)
     pieces: tuple[PieceValue, ...] | None = Field(None, max_length=PIECES_MAX)
-    unit_costs: UnitCosts | None = Field(None, description="US dollars per token.")
+    unit_costs: Costs | None = Field(None, description="US dollars per token.")
     model_metadata: ModelMetadata | None = None
     deprecated: bool | None = None
     effective_at: str | None = Field(None, max_length=40, description="In the future; at once when absent.")
@@ -84,8 +104,8 @@ class NewRateBody(RateFields):
 
     model: Model
     type: RateType = RateType.CHAT
-    input_rate: Rate
-    output_rate: Rate
+    input_rate: Price
+    output_rate: Price
 
 
 class RateBody(RateFields):
@@ -93,8 +113,8 @@ class RateBody(RateFields):
 
     model: Model | None = None
     type: RateType | None = None
-    input_rate: Rate | None = None
-    output_rate: Rate | None = None
+    input_rate: Price | None = None
+    output_rate: Price | None = None
 
 
 class ShownProvider(Camel):
