@@ -16,9 +16,9 @@ _BLANK: Final = 0x20
 _VISIBLE: Final = frozenset(range(0x21, 0x7F))
 """Bytes of visible ASCII signs."""
 REQUEST_ID: Final = "request_id"
+"""Key in the scope's state."""
 READS: Final = frozenset({"GET", "HEAD"})
 """Methods of requests that change nothing."""
-"""Key in the scope's state."""
 
 CORS: Final = (
     (b"access-control-allow-origin", b"*"),
