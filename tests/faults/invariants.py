@@ -117,7 +117,7 @@ async def at_rest(
 
     await until(quiet, within_s=within_s, what=f"every call of {account} is terminal")
     if announced:
-        await until(all_stored, within_s=45.0, what=f"every usage event of {account} is stored")
+        await until(all_stored, within_s=25.0, what=f"every usage event of {account} is stored")
     calls = await hub.fetch("select * from metering.model_call where account = $1 order by id", account)
     ids = {str(call["id"]) for call in calls}
     return Account(

@@ -79,9 +79,13 @@ class UsageEvents:
     _acked: dict[str, list[int]] = field(default_factory=dict)
     _stored: int = 0
     """Acknowledged since the last flush."""
+    _refused: bool = False
+    """An event was not stored since the last page of missing ones."""
     _stream: str = ""
     """Mark of the stream that we publish to; empty = not known."""
     _catch_up_at: float = 0.0
+    _once_more: bool = True
+    """After the next look at the books a second one follows soon: what was lost last was too young for the first."""
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is under way."""
 
@@ -99,6 +103,7 @@ class UsageEvents:
     def catch_up_soon(self) -> None:
         """Events may be missing on the bus: a turn or a PubAck was lost, or we have just started."""
         self._catch_up_at = min(self._catch_up_at, asyncio.get_running_loop().time() + _CATCH_UP_SOON_S)
+        self._once_more = True
 
     def reconnected(self) -> None:
         """PubAcks of the old connection come no more; awaiting them would keep their accounts from being caught up."""
@@ -106,17 +111,16 @@ class UsageEvents:
         self.catch_up_soon()
 
     async def run(self) -> None:
-        """Flush every second, catch up at start, soon after a loss, and every half minute."""
+        """Flush every second, catch up at start and soon after a loss, twice each, and every half minute."""
         loop = asyncio.get_running_loop()
-        at_start = True
         while True:
             try:
                 if not self._stream or loop.time() >= self._catch_up_at:
                     await self._look_at_stream()
                 await self.flush()
                 if loop.time() >= self._catch_up_at:
-                    self._catch_up_at = loop.time() + (_CATCH_UP_SOON_S if at_start else _CATCH_UP_S)
-                    at_start = False
+                    self._catch_up_at = loop.time() + (_CATCH_UP_SOON_S if self._once_more else _CATCH_UP_S)
+                    self._once_more = False
                     await self.catch_up()
             except (*UNKNOWN_OUTCOME, asyncpg.PostgresError) as error:
                 _log.warning("usage events wait", error=type(error).__name__, detail=str(error)[:200])
@@ -176,13 +180,14 @@ class UsageEvents:
             since = asyncio.get_running_loop().time() - _SLOW_S
             busy = list({account for account, _, at in self._under_way.values() if at < since})
             rows = await self.pool.fetch(_BEHIND, _PAGE, busy)
+            self._refused = False
             for row in rows:
                 self._publish(from_books(row))
             total += len(rows)
             metrics.USAGE_CAUGHT_UP.inc(len(rows))
             if rows:
                 _log.info("usage events published again", events=len(rows))
-            if len(rows) < _PAGE or not await self._answered():
+            if len(rows) < _PAGE or not await self._answered() or self._refused:
                 break
             await self.flush()
         return total
@@ -264,8 +269,12 @@ class UsageEvents:
         sent = self._under_way.pop(int(subject.rsplit(b".", 1)[1]), None)
         if not self._under_way:
             self._settled.set()
-        if sent is None or not payload or b'"error"' in payload:
-            return  # the stream is away or full: `catch_up` sends it again
+        if sent is None:
+            return
+        if not payload or b'"error"' in payload:  # the stream is away, not back yet, or full
+            self._refused = True
+            self.catch_up_soon()
+            return
         account, sequence, _ = sent
         self._stored += 1
         self._acked.setdefault(account, []).append(sequence)
