@@ -10,7 +10,7 @@ run: env
 	@HUB_PAYMENT_KIT=$(or $(PAYMENT_KIT),$(HUB_PAYMENT_KIT)) exec $(BIN)/hub up
 
 test: env-dev node-sdk
-	PYTHONHASHSEED=0 $(BIN)/pytest -n 2 --dist loadfile
+	PYTHONHASHSEED=0 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: env-dev
 	$(BIN)/ruff check
