@@ -59,9 +59,18 @@ class Scene:
         return scene
 
     async def price(self, pattern: str, **rates: str) -> None:
-        """Set rates, and wait until every gateway knows them."""
+        """Set rates of models that had none, and wait until every gateway serves them."""
         request = rate_changes.RatesSet(pattern=pattern, **rates)
         await rpc.ask(self.operator, catalog.SERVICE, rate_changes.RATES_SET, request, catalog.RateView)
+        asking = await self.payer("0")
+
+        async def known() -> bool:
+            path = f"/v1/models/{pattern.replace('*', 'any')}"
+            return all([(await asking.get(path, gateway=each)).is_success for each in range(len(self.hub.urls))])
+
+        await until(known, what=f"every gateway serves {pattern}")
+        self.payers.remove(asking)
+        await asking.close()
 
     async def shorten_ack_wait(self) -> None:
         """The settle consumer, with `ACK_WAIT_S`."""

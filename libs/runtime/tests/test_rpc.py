@@ -107,6 +107,14 @@ async def test_bug_is_an_internal_error_that_tells_nothing(nats: Any, answering:
     assert "secret" not in error.message
 
 
+async def test_an_answer_that_cannot_be_written_is_an_internal_error_too(nats: Any, answering: Answering) -> None:
+    async def handler(_: BalanceGet) -> Balance:
+        return BALANCE.model_copy(update={"account": object()})
+
+    async with answering(handler):
+        assert (await refusal(nats)).code is ErrorCode.INTERNAL_ERROR
+
+
 @pytest.mark.parametrize("question", [b"{}", b"nonsense", b"", b'{"account":7}', b"[]"])
 async def test_question_that_does_not_validate_is_an_invalid_request(
     nats: Any, answering: Answering, question: bytes

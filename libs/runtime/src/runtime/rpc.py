@@ -48,6 +48,7 @@ def answer(
     async def serve(body: bytes) -> bytes:
         try:
             ok = await handler(request.model_validate_json(body))
+            return b'{"ok":%s}' % ok.model_dump_json().encode()
         except HubError as error:
             return _problem(error.code, error.message, error.param)
         except ValidationError as error:
@@ -59,7 +60,6 @@ def answer(
         except Exception:  # noqa: BLE001 - the edge: a caller always gets an answer
             _log.exception("rpc failed", method=method)
             return _problem(ErrorCode.INTERNAL_ERROR, f"{service} failed to answer {method}; its log says why.")
-        return b'{"ok":%s}' % ok.model_dump_json().encode()
 
 
 async def ask(bus: Bus, service: str, method: str, request: BaseModel, reply: type[A], timeout_s: float = 5.0) -> A:

@@ -16,8 +16,7 @@ WITHOUT_NUL: Final = r"^[^\x00]*$"
 class Message(BaseModel):
     """Base of RPC requests and replies: frozen, unknown fields ignored."""
 
-    # Built when first used: a process speaks few of them, and all of them are a tenth of its start.
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Problem(Message):
