@@ -131,7 +131,7 @@ async def test_row_4_gateway_dies_in_mid_stream_and_the_cost_is_written_off(scen
     assert closed["written_off"] > 0
     gone_at = scene.provider.journal[0].gone_at
     assert gone_at is not None
-    assert gone_at - killed_at < 10.0
+    assert gone_at - killed_at < 3.0
     await scene.at_rest(payer)
 
 

@@ -203,7 +203,7 @@ async def test_sdk_raises_when_the_router_is_killed_in_mid_answer(scene: Scene, 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_client_that_leaves_cancels_upstream_and_pays_what_it_got(
+async def test_client_that_leaves_cancels_upstream_within_a_second_and_pays_what_it_got(
     scene: Scene, payer: Payer, stream: bool
 ) -> None:
     scene.provider.always(Reply(hold_at=4 if stream else 1))
@@ -221,7 +221,7 @@ async def test_client_that_leaves_cancels_upstream_and_pays_what_it_got(
         return received.gone_at
 
     gone_at = await until(gone, within_s=10.0, what="the provider sees its client go")
-    assert gone_at - left_at < 3.0  # a second, where nothing else runs
+    assert gone_at - left_at < 1.0
     closed = await scene.closed(payer, within_s=15.0)
     assert (closed["state"], closed["outcome"]) == ("success", "cancelled")
     assert closed["usage_source"] == "counted"
